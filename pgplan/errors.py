@@ -1,0 +1,83 @@
+"""Every exception that pgplan raises, in one tree.
+
+    PgplanError
+    ├── PlanError (ValueError)                 bad input: one line with rule, value and mend; exit code 2
+    │   ├── ModelError                         a model or its configuration
+    │   ├── HardwareError                      a GPU, a cluster, a link
+    │   ├── WorkloadError                      lengths, concurrency, dtypes
+    │   ├── SplitError                         a split, an override, a pin, a forbidden cut
+    │   ├── EngineError                        an engine, its version, what it cannot express
+    │   └── DivisibilityError (AssertionError) a size that must divide does not
+    ├── InfeasibleError                        well-formed, but nothing fits; exit code 1
+    └── GroupError (RuntimeError)              process groups and workers
+        ├── GroupTimeoutError (TimeoutError)   a wait ended; names the ranks that were missing
+        ├── PeerLostError (ConnectionError)    a peer died or left; names it
+        ├── MessageError                       a message that cannot be sent, read or trusted
+        ├── BackendError                       a backend that is not there
+        └── LaunchError                        a worker failed; names rank, phase and cause
+
+A message states the rule, the value that broke it and the mend, on one line:
+``split has 3 stages but pp_size is 4; give 4 layer counts, e.g. 20,20,20,20``.
+"""
+
+from __future__ import annotations
+
+
+class PgplanError(Exception):
+    """Stand above every error that pgplan raises on purpose."""
+
+
+class PlanError(PgplanError, ValueError):
+    """Report bad input: the rule, the value given and the mend, on one line."""
+
+
+class ModelError(PlanError):
+    """Report a model or a configuration that cannot be read, or is not known."""
+
+
+class HardwareError(PlanError):
+    """Report a GPU, a cluster or a link that is unknown or contradicts itself."""
+
+
+class WorkloadError(PlanError):
+    """Report lengths, a concurrency or a dtype that no engine would accept."""
+
+
+class SplitError(PlanError):
+    """Report a split that no engine could run, or a search that was asked wrongly."""
+
+
+class EngineError(PlanError):
+    """Report an engine that is unknown, or what an engine cannot express."""
+
+
+class DivisibilityError(PlanError, AssertionError):
+    """Report a size that does not divide; an ``AssertionError`` too, as vLLM raises there."""
+
+
+class InfeasibleError(PgplanError):
+    """Report that no split satisfies the limits: what is short, by how much, and what would help."""
+
+
+class GroupError(PgplanError, RuntimeError):
+    """Report a failure of a process group or of a worker."""
+
+
+class GroupTimeoutError(GroupError, TimeoutError):
+    """Report a wait that ended at its limit, with the ranks that were missing."""
+
+
+class PeerLostError(GroupError, ConnectionError):
+    """Report a peer that died or left, by rank."""
+
+
+class MessageError(GroupError):
+    """Report a message that cannot be sent, read or trusted."""
+
+
+class BackendError(GroupError):
+    """Report a communication backend that is not there."""
+
+
+class LaunchError(GroupError):
+    """Report the worker that failed first: its rank, its phase and the cause."""
