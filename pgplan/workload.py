@@ -27,7 +27,8 @@ class Workload:
         output_tokens: Tokens generated for each request.
         concurrency: Requests being served at the same time.
         max_model_len: The longest context that the engine admits, in tokens; ``None``: the model's own.
-        max_num_batched_tokens: The engine's limit of tokens per step (its prefill chunk); ``None``: its default.
+        max_num_batched_tokens: The engine's limit of tokens per step (its prefill chunk); ``None``: its
+            default.
         max_num_seqs: The engine's limit of running requests; ``None``: its default.
         memory_utilization: The share of GPU memory that the engine may take (vLLM's
             ``gpu_memory_utilization``, SGLang's ``mem_fraction_static``); ``None``: its default.

@@ -1,0 +1,1 @@
+"""Evaluate a split into a plan, and choose the best one."""
