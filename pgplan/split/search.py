@@ -1,0 +1,199 @@
+"""Find the smallest possible cost of the slowest stage, and the cuts that respect it.
+
+Symbols: stage ``s``, positions ``a < b`` between atoms (see ranges.py), ``caps[s]`` the limit of stage ``s``,
+``reached[s]`` the mask of positions at which stage ``s`` can start when the stages before it respect their
+limits. For monotone costs ``reached`` is advanced by whole runs of neighbouring positions: from a run
+``x..y`` on which a single atom fits everywhere, the ends are exactly ``x + 1 .. reach(y)``, because every
+``a`` in the run ends at ``a + 1`` at least and none goes further than ``y`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pgplan.split.problem import SplitInfeasibleError, SplitShortfall
+from pgplan.split.ranges import FINITE, RangeTable, bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Hold what is left of the search: a limit per stage and the starts that some split within them uses.
+
+    Attributes:
+        caps: Limit per stage.
+        live: Per stage (and one more) the mask of positions at which it starts in some split within the caps.
+        path: Positions of one such split.
+    """
+
+    caps: list[float]
+    live: list[int]
+    path: list[int]
+
+
+def find_windows(table: RangeTable) -> Windows:
+    """Return the tightest limits that every lexicographically best split meets; monotone costs only.
+
+    First the bottleneck: the least limit that all stages can meet. Stages that cannot do better than that,
+    whatever the split, cost exactly that in every split left, so they are set aside and the same question is
+    asked of the others, until no stage is forced. What every remaining split shares does not change their
+    order, hence each step keeps all lexicographically best splits.
+
+    Raises:
+        SplitInfeasibleError: No split has finite costs throughout.
+    """
+    caps = [FINITE] * table.num_stages
+    # The even split bounds the bottleneck well; only where it does not fit are the ranges searched for one.
+    path = trace_back(table, caps, table.room)
+    if max(path_costs(table, path)) > FINITE:
+        reached, _ = advance(table, caps)
+        if not reached[-1]:
+            raise shortfall_error(table)
+        path = trace_back(table, caps, reached)
+    free = set(range(table.num_stages))
+    low = max((table.least_single(s) for s in free if table.pin(s) is None), default=-FINITE)
+    while True:
+        cap, path = _least_cap(table, caps, free, low, path)
+        for stage in free:
+            caps[stage] = cap
+        live, least = _live(table, caps)
+        forced = {stage for stage in free if least[stage] == cap}
+        free -= forced
+        if not forced or not free:
+            return Windows(caps=caps, live=live, path=path)
+        low = max(least[stage] for stage in free)
+
+
+def advance(
+    table: RangeTable, caps: Sequence[float], *, free: frozenset[int] | set[int] = frozenset()
+) -> tuple[list[int], float]:
+    """Return the reached positions per stage, and the least cost that would let a free stage reach more.
+
+    The masks after the first empty one are empty. The second value bounds the next cap from below: a split
+    beyond the caps leaves the reached positions at some stage, through a range that was turned down.
+    """
+    reached, blocked = [1], FINITE
+    for stage in range(table.num_stages):
+        after, turned_down = _ends(table, stage, reached[-1], caps[stage])
+        if stage in free:
+            blocked = min(blocked, turned_down)
+        reached.append(after & table.room[stage + 1])
+    return reached, blocked
+
+
+def trace_back(table: RangeTable, caps: Sequence[float], reached: Sequence[int]) -> list[int]:
+    """Return the positions of one split within the caps, the evenest that a single pass finds."""
+    path = [table.size]
+    for stage in range(table.num_stages - 1, -1, -1):
+        stop = path[-1]
+        starts = reached[stage] & ((1 << stop) - 1)
+        if table.pin(stage) is not None:
+            starts = sum(1 << a for a in bits(starts) if table.pinned_end(stage, a) == stop)
+        # The last start makes the cheapest range, so it fits if any does; an even share is nicer and
+        # brings the bound on the bottleneck down faster.
+        start = starts.bit_length() - 1
+        even = stop * stage // (stage + 1)
+        if upper := starts >> even << even:
+            candidate = (upper & -upper).bit_length() - 1
+            if candidate < start and table.cost(stage, candidate, stop) <= caps[stage]:
+                start = candidate
+        path.append(start)
+    path.reverse()
+    return path
+
+
+def path_costs(table: RangeTable, path: Sequence[int]) -> list[float]:
+    """Return the cost of each stage of a split given by its positions."""
+    return [table.cost(s, path[s], path[s + 1]) for s in range(table.num_stages)]
+
+
+def shortfall_error(table: RangeTable) -> SplitInfeasibleError:
+    """Return the error for layers that fit nowhere, with how far they reach at most."""
+    mask, furthest, stage = 1, 0, 0
+    while stage < table.num_stages:
+        # Unlike advance(), this keeps no room for later stages.
+        mask, _ = _ends(table, stage, mask, FINITE)
+        if not mask:
+            break
+        furthest = mask.bit_length() - 1
+        stage += 1
+    shortfall = SplitShortfall(
+        stage=stage, placed_layers=table.positions[furthest], num_layers=table.positions[-1]
+    )
+    return SplitInfeasibleError(shortfall, num_stages=table.num_stages)
+
+
+def _least_cap(
+    table: RangeTable, caps: Sequence[float], free: set[int], low: float, path: list[int]
+) -> tuple[float, list[int]]:
+    """Return the least cap for the free stages and a split that meets it, exactly.
+
+    ``low`` is always a lower bound and ``high`` a cost that a split attains. A probe between them either
+    finds a split, and ``high`` becomes what it attains, or proves a larger ``low``. Both are costs that
+    occur, so the loop ends, and it ends with ``low == high``.
+    """
+    trial = list(caps)
+    high = max(path_costs(table, path)[s] for s in free)
+    while low < high:
+        cap = low + (high - low) / 2
+        if not low <= cap < high:
+            cap = low
+        for stage in free:
+            trial[stage] = cap
+        reached, blocked = advance(table, trial, free=free)
+        if reached[-1]:
+            path = trace_back(table, trial, reached)
+            costs = path_costs(table, path)
+            high = max(costs[s] for s in free)
+        else:
+            low = min(blocked, high)
+    return high, path
+
+
+def _ends(table: RangeTable, stage: int, starts: int, cap: float) -> tuple[int, float]:
+    """Return where a stage can end from a mask of starts, and the least cost turned down on the way."""
+    ends, blocked = 0, FINITE
+    starts &= (1 << table.size) - 1
+    if table.pin(stage) is not None or not table.monotone:
+        for a in bits(starts):
+            for b, cost in table.ranges(stage, a, FINITE):
+                if cost <= cap:
+                    ends |= 1 << b
+                else:
+                    blocked = min(blocked, cost)
+        return ends, blocked
+    good = starts & table.starts(stage, cap)
+    if bad := starts & ~good:
+        blocked = table.next_single(stage, bad, cap)
+    while good:
+        low = good & -good
+        carry = good + low
+        last = (good & ~carry).bit_length() - 1
+        row = table.row(stage, last, cap)
+        stop = table.reach(stage, last, cap)
+        ends |= (2 << stop) - (low << 1)
+        if stop - last < len(row):
+            blocked = min(blocked, row[stop - last])
+        good &= carry
+    return ends, blocked
+
+
+def _live(table: RangeTable, caps: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Return the starts that lie on a split within the caps, and the least each stage can cost on one."""
+    reached, _ = advance(table, caps)
+    live, least = [reached[-1]], [FINITE] * table.num_stages
+    for stage in range(table.num_stages - 1, -1, -1):
+        after, mask = live[-1], 0
+        for a in bits(reached[stage]):
+            if table.pin(stage) is None:
+                beyond = after >> (a + 1)
+                b = a + (beyond & -beyond).bit_length() if beyond else None
+            else:
+                b = table.pinned_end(stage, a)
+                b = b if b is not None and after >> b & 1 else None
+            if b is not None and (cost := table.cost(stage, a, b)) <= caps[stage]:
+                mask |= 1 << a
+                least[stage] = min(least[stage], cost)
+        live.append(mask)
+    live.reverse()
+    return live, least
