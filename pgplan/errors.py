@@ -15,12 +15,19 @@
         ├── MessageError                       a message that cannot be sent, read or trusted
         ├── BackendError                       a backend that is not there
         └── LaunchError                        a worker failed; names rank, phase and cause
+            └── LaunchTimeoutError (GroupTimeoutError)  workers hang; names them
 
 A message states the rule, the value that broke it and the mend, on one line:
 ``split has 3 stages but pp_size is 4; give 4 layer counts, e.g. 20,20,20,20``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgplan.launcher.failures import RankFailure
 
 
 class PgplanError(Exception):
@@ -80,4 +87,16 @@ class BackendError(GroupError):
 
 
 class LaunchError(GroupError):
-    """Report the worker that failed first: its rank, its phase and the cause."""
+    """Report the worker that failed first: its rank, its phase and the cause.
+
+    Attributes:
+        failures: How each rank failed (``pgplan.launcher.RankFailure``), the cause first, echoes after it.
+    """
+
+    def __init__(self, message: str, *, failures: Iterable[RankFailure] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+
+
+class LaunchTimeoutError(LaunchError, GroupTimeoutError):
+    """Report a run that did not end in time; ``failures`` holds the ranks that hang, with their stacks."""
