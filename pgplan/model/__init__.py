@@ -1,0 +1,21 @@
+"""What is to be split: a model's layers, weight by weight, read from its configuration.
+
+``load_model`` takes a catalogue name, a ``config.json`` or a dict. The families (``families/``) list the
+weights as the architecture's own code builds them; ``quantization.py`` says how they lie in memory.
+"""
+
+from pgplan.model.catalogue import CatalogueEntry, catalogue_entry, catalogue_names
+from pgplan.model.loading import load_model
+from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Storage, Weight
+
+__all__ = [
+    "AttentionSpec",
+    "CatalogueEntry",
+    "LayerSpec",
+    "ModelSpec",
+    "Storage",
+    "Weight",
+    "catalogue_entry",
+    "catalogue_names",
+    "load_model",
+]

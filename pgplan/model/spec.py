@@ -39,6 +39,8 @@ class Storage:
         block: ``(rows, cols)`` of elements that share one scale; ``0`` means the whole axis, so
             ``(0, 0)`` is one scale per tensor and ``(1, 0)`` one per output row. ``None``: no scales.
         scale_bytes: Bytes of scale and zero point per block.
+        tensor_extra_bytes: Bytes beside the blocks, once per tensor (NVFP4's second scale).
+        column_extra_bytes: Bytes beside the blocks, once per input feature (GPTQ's act-order index).
         compute: The dtype that the matrix product runs in: ``"bf16"``, ``"fp8"``, ``"int8"`` or ``"fp4"``.
     """
 
@@ -46,6 +48,8 @@ class Storage:
     bits: int
     block: tuple[int, int] | None = None
     scale_bytes: float = 0.0
+    tensor_extra_bytes: int = 0
+    column_extra_bytes: int = 0
     compute: Literal["bf16", "fp16", "fp32", "fp8", "int8", "fp4"] = "bf16"
 
     def tensor_bytes(self, rows: int, cols: int) -> int:
@@ -59,7 +63,8 @@ class Storage:
             return elements
         row_blocks = -(-rows // self.block[0]) if self.block[0] else 1
         col_blocks = -(-cols // self.block[1]) if self.block[1] else 1
-        return elements + round(row_blocks * col_blocks * self.scale_bytes)
+        beside = self.tensor_extra_bytes + self.column_extra_bytes * cols
+        return elements + round(row_blocks * col_blocks * self.scale_bytes) + beside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +128,8 @@ class AttentionSpec:
         v_head_dim: Elements per value head.
         window: Tokens of the window or chunk; ``None`` for full attention.
         kv_lora_rank: MLA: elements of the compressed key and value.
-        rope_dim: MLA: elements of the shared rotary key.
+        rope_dim: Elements per head that rotate (MLA: of the shared rotary key); 0: all of ``head_dim``.
+        rope_theta: Base of the rotary positions; layers with different bases have tables of their own.
     """
 
     kind: AttentionKind
@@ -134,6 +140,7 @@ class AttentionSpec:
     window: int | None = None
     kv_lora_rank: int = 0
     rope_dim: int = 0
+    rope_theta: float = 0.0
 
     def kv_elements_per_token(self, *, tp_size: int = 1) -> int:
         """Count the cache elements that one rank keeps per token of this layer.

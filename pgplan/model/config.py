@@ -1,0 +1,150 @@
+"""Read a model's configuration key by key; whatever is wrong is told with the key and its value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from pgplan.errors import ModelError
+
+# No decoder is near this deep; a slip of the keyboard must not fill the memory.
+MAX_LAYERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Wrap one JSON object of a configuration.
+
+    Args:
+        data: The object, with the keys that transformers gives them.
+        where: What to call it in messages, e.g. a path.
+        defaults: Values of keys that the architecture's own class fills in.
+    """
+
+    data: Mapping[str, object]
+    where: str
+    defaults: Mapping[str, object] = field(default_factory=dict)
+
+    def with_defaults(self, defaults: Mapping[str, object]) -> Config:
+        """Return the same configuration with values for keys that it leaves out."""
+        return replace(self, defaults=defaults)
+
+    def get(self, *keys: str) -> object:
+        """Return the value of the first of ``keys`` that is there and not null, else ``None``."""
+        for source in (self.data, self.defaults):
+            for key in keys:
+                if source.get(key) is not None:
+                    return source[key]
+        return None
+
+    def states(self, key: str) -> bool:
+        """Tell whether the file itself has ``key``, be it null."""
+        return key in self.data
+
+    def require(self, *keys: str) -> None:
+        """Raise a ``ModelError`` that names every one of ``keys`` that is missing."""
+        missing = [key for key in keys if self.get(key) is None]
+        if missing:
+            raise ModelError(
+                f"{self.where} lacks {', '.join(missing)}; take it from the model's own config.json"
+            )
+
+    def size(self, *keys: str, default: int | None = None) -> int:
+        """Read a whole number of at least 1 under the first of ``keys`` that is there."""
+        value = self.optional_size(*keys)
+        if value is not None:
+            return value
+        if default is None:
+            self.require(keys[0])
+        return default or 0
+
+    def optional_size(self, *keys: str) -> int | None:
+        """Read a whole number of at least 1, or ``None`` where it is missing or null."""
+        value = self.get(*keys)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            key = next(key for key in keys if self.data.get(key, self.defaults.get(key)) is not None)
+            raise ModelError(
+                f"{key} must be a whole number of at least 1, got {value!r} in {self.where}; "
+                f"take it from the model's own config.json"
+            )
+        return value
+
+    def count(self, *keys: str) -> int:
+        """Read a whole number of at least 0; missing or null counts as 0."""
+        value = self.get(*keys)
+        return 0 if value == 0 and not isinstance(value, bool) else self.optional_size(*keys) or 0
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """Read true or false."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise ModelError(
+                f"{key} must be true or false, got {value!r} in {self.where}; write it as JSON does"
+            )
+        return value
+
+    def items(self, key: str) -> tuple[object, ...] | None:
+        """Read a list, or ``None`` where it is missing or null."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, (list, tuple)):
+            raise ModelError(f"{key} must be a list, got {value!r} in {self.where}; write it as [..., ...]")
+        return tuple(value)
+
+    def section(self, key: str) -> Config | None:
+        """Return the object under ``key``, or ``None`` where there is none."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise ModelError(f"{key} must be an object, got {value!r} in {self.where}; write it as {{...}}")
+        return Config(value, f"{key} of {self.where}")
+
+    @property
+    def text(self) -> Config:
+        """Return the language model's part: ``text_config`` where there is one."""
+        return self.section("text_config") or self
+
+    @property
+    def num_layers(self) -> int:
+        """Read the number of decoder layers."""
+        layers = self.size("num_hidden_layers", "num_layers", "n_layer")
+        if layers > MAX_LAYERS:
+            raise ModelError(
+                f"num_hidden_layers must be at most {MAX_LAYERS}, got {layers} in {self.where}; "
+                f"take it from the model's own config.json"
+            )
+        return layers
+
+    def windows(self, *, is_sliding: Callable[[int], bool]) -> tuple[int | None, ...]:
+        """Return each layer's attention window in tokens, ``None`` for full attention.
+
+        ``layer_types`` decides where the file has it; ``is_sliding`` (of the layer's index) is the
+        architecture's own pattern for files that leave it out.
+        """
+        types = self.items("layer_types")
+        if types is None:
+            types = tuple(
+                "sliding_attention" if is_sliding(index) else "full_attention"
+                for index in range(self.num_layers)
+            )
+        if len(types) != self.num_layers:
+            raise ModelError(
+                f"layer_types must name every layer, got {len(types)} for {self.num_layers} layers in "
+                f"{self.where}; leave layer_types out or correct num_hidden_layers"
+            )
+        unknown = sorted({str(kind) for kind in types} - {"sliding_attention", "full_attention"})
+        if unknown:
+            raise ModelError(
+                f"layer_types may hold full_attention and sliding_attention, got {', '.join(unknown)} in "
+                f"{self.where}; this architecture is known with those two only"
+            )
+        if "sliding_attention" not in types:
+            return (None,) * len(types)
+        window = self.size("sliding_window")
+        return tuple(window if kind == "sliding_attention" else None for kind in types)

@@ -1,0 +1,204 @@
+"""The pieces that decoder layers are made of, as lists of weights.
+
+A family says which weights there are and along which axis they are divided; how they lie in memory is
+put in afterwards (``quantization.py``), so every weight is written here in plain bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from pgplan.errors import ModelError
+from pgplan.model.config import Config
+from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Part, Shard, Storage, Weight
+
+K = TypeVar("K", bound=Hashable)
+
+BFLOAT16 = Storage(name="bfloat16", bits=16)
+PLAIN_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+def matrix(
+    name: str,
+    part: Part,
+    rows: int,
+    cols: int,
+    *,
+    shard: Shard = "replicated",
+    units: int = 0,
+    bias: bool = False,
+    copies: int = 1,
+) -> Weight:
+    """Write a linear layer that maps ``cols`` features to ``rows``."""
+    return Weight(
+        name=name,
+        part=part,
+        rows=rows,
+        cols=cols,
+        shard=shard,
+        units=units,
+        bias=bias,
+        copies=copies,
+        storage=BFLOAT16,
+    )
+
+
+def norm(name: str, size: int, *, part: Part = "norm", bias: bool = False, units: int = 0) -> Weight:
+    """Write a norm's vector; with ``units`` it spans heads, which tensor parallelism divides."""
+    return Weight(
+        name=name,
+        part=part,
+        rows=size,
+        bias=bias,
+        shard="column" if units else "replicated",
+        units=units,
+        storage=BFLOAT16,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heads:
+    """Hold the head counts and sizes of grouped-query attention."""
+
+    hidden: int
+    q: int
+    kv: int
+    dim: int
+
+    @classmethod
+    def read(cls, config: Config) -> Heads:
+        """Read them from a configuration; kv heads default to query heads, head_dim to hidden / heads."""
+        hidden, q = config.size("hidden_size"), config.size("num_attention_heads")
+        kv, dim = config.size("num_key_value_heads", default=q), config.optional_size("head_dim")
+        if dim is None and hidden % q:
+            raise ModelError(
+                f"hidden_size must be divisible by num_attention_heads, got {hidden} and {q} in "
+                f"{config.where}; correct one or give head_dim"
+            )
+        if q % kv:
+            raise ModelError(
+                f"num_attention_heads must be divisible by num_key_value_heads, got {q} and {kv} in "
+                f"{config.where}; correct one"
+            )
+        return cls(hidden=hidden, q=q, kv=kv, dim=dim or hidden // q)
+
+    def spec(self, window: int | None = None) -> AttentionSpec:
+        """Return what the layer keeps per token; ``window`` in tokens, ``None`` for full attention."""
+        return AttentionSpec(
+            kind="sliding" if window else "full",
+            q_heads=self.q,
+            kv_heads=self.kv,
+            head_dim=self.dim,
+            v_head_dim=self.dim,
+            window=window,
+        )
+
+
+def attention(
+    heads: Heads,
+    *,
+    bias: bool = False,
+    out_bias: bool = False,
+    qk_norm: Literal["head", "all heads"] | None = None,
+    fused: str = "",
+    out: str = "self_attn.o_proj",
+) -> tuple[Weight, ...]:
+    """Write grouped-query attention.
+
+    Args:
+        heads: Sizes.
+        bias: Whether q, k and v have one.
+        out_bias: Whether the output projection has one.
+        qk_norm: Norms of queries and keys: one vector per head size, or one over all heads.
+        fused: The checkpoint's name of one tensor that holds q, k and v. They stay three weights,
+            since key and value heads are replicated on more ranks than there are of them.
+        out: The checkpoint's name of the output projection.
+    """
+    names = {key: f"{fused}[{key}]" if fused else f"self_attn.{key}_proj" for key in "qkv"}
+    weights = [
+        matrix(
+            names[key],
+            "attention",
+            count * heads.dim,
+            heads.hidden,
+            shard="column",
+            units=count,
+            bias=bias,
+        )
+        for key, count in (("q", heads.q), ("k", heads.kv), ("v", heads.kv))
+    ]
+    weights.append(
+        matrix(out, "attention", heads.hidden, heads.q * heads.dim, shard="row", units=heads.q, bias=out_bias)
+    )
+    if qk_norm:
+        for key, count in (("q", heads.q), ("k", heads.kv)):
+            units = count if qk_norm == "all heads" else 0
+            weights.append(
+                norm(f"self_attn.{key}_norm", heads.dim * (units or 1), part="attention", units=units)
+            )
+    return tuple(weights)
+
+
+def gated_mlp(
+    hidden: int,
+    intermediate: int,
+    *,
+    prefix: str = "mlp",
+    part: Part = "mlp",
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    bias: bool = False,
+    copies: int = 1,
+) -> tuple[Weight, ...]:
+    """Write gate, up and down projection; experts are ``copies`` of them."""
+    gate, up, down = (f"{prefix}.{name}" for name in names)
+    return (
+        matrix(gate, part, intermediate, hidden, shard="column", bias=bias, copies=copies),
+        matrix(up, part, intermediate, hidden, shard="column", bias=bias, copies=copies),
+        matrix(down, part, hidden, intermediate, shard="row", bias=bias, copies=copies),
+    )
+
+
+def decoder(
+    config: Config,
+    *,
+    pattern: Sequence[K],
+    layer: Callable[[K], LayerSpec],
+    tied: bool = False,
+    norm_bias: bool = False,
+    head_bias: bool = False,
+    towers: tuple[Weight, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> ModelSpec:
+    """Assemble a model; name, source, architecture and dtype are filled in by ``load_model``.
+
+    Args:
+        config: The language model's configuration.
+        pattern: For each layer, what tells its kind from the others.
+        layer: Builds the layer of one kind.
+        tied: What ``tie_word_embeddings`` means where the file leaves it out.
+        norm_bias: Whether the final norm has a bias.
+        head_bias: Whether the head has one.
+        towers: What stands before the decoder.
+        notes: What a reader should know.
+    """
+    kinds = tuple(dict.fromkeys(pattern))
+    hidden, vocab = config.size("hidden_size"), config.size("vocab_size")
+    return ModelSpec(
+        name="",
+        source="",
+        architecture="",
+        hidden_size=hidden,
+        vocab_size=vocab,
+        max_position_embeddings=config.size("max_position_embeddings", "seq_length", default=2048),
+        dtype="bfloat16",
+        kinds=tuple(layer(kind) for kind in kinds),
+        pattern=tuple(kinds.index(kind) for kind in pattern),
+        embedding=matrix("model.embed_tokens", "embedding", vocab, hidden, shard="vocab"),
+        head=matrix("lm_head", "head", vocab, hidden, shard="vocab", bias=head_bias),
+        final_norm=(norm("model.norm", hidden, bias=norm_bias),),
+        tied=config.flag("tie_word_embeddings", default=tied),
+        towers=towers,
+        notes=notes,
+    )

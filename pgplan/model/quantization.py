@@ -1,0 +1,112 @@
+"""Put a model's weights into memory as its checkpoint has them: dtype, and quantization per module.
+
+The families list weights; here each gets its ``Storage``. Every method quantizes linear layers of
+attention, MLP and experts only: embedding, head, norms, routers and towers keep the model's dtype (GPTQ
+with ``lm_head: true`` is the one exception).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pgplan.errors import ModelError
+from pgplan.model.config import Config
+from pgplan.model.quantization_methods import Quantization, read_quantization
+from pgplan.model.spec import LayerSpec, ModelSpec, Storage, Weight
+from pgplan.model.storage import dtype_storage
+
+# Checkpoints with towers put the language model under one of these.
+_PREFIXES = ("model.layers.", "language_model.model.layers.", "model.language_model.layers.")
+
+
+def lay_out(model: ModelSpec, config: Config, *, dtype: str | None = None) -> ModelSpec:
+    """Return ``model`` with every weight stored as ``config`` says.
+
+    Args:
+        model: What a family built.
+        config: The whole configuration that it was built from.
+        dtype: Overrides the configuration's own dtype.
+
+    Raises:
+        ModelError: If the dtype or the quantization is not known.
+    """
+    stated = (
+        dtype or config.get("dtype", "torch_dtype") or config.text.get("dtype", "torch_dtype") or "bfloat16"
+    )
+    if not isinstance(stated, str):
+        raise ModelError(
+            f"dtype must be a name such as 'bfloat16', got {stated!r} in {config.where}; correct it"
+        )
+    plain = dtype_storage(stated)
+    quantization = read_quantization(config, plain)
+    notes = list(model.notes) + list(quantization.notes if quantization else ())
+    if plain.bits == 32 and dtype is None:
+        notes.append("the configuration says float32; engines load that as 16 bit: give dtype='bfloat16'")
+    kinds, pattern = _stored_layers(model, plain, quantization, nested="text_config" in config.data)
+    head = _plain(model.head, plain)
+    if quantization and quantization.head and not model.tied:
+        head = replace(head, storage=quantization.storage_of(("lm_head",)) or plain)
+    return replace(
+        model,
+        dtype=plain.name,
+        kinds=kinds,
+        pattern=pattern,
+        embedding=_plain(model.embedding, plain),
+        head=head,
+        final_norm=tuple(_plain(weight, plain) for weight in model.final_norm),
+        towers=tuple(_plain(weight, plain) for weight in model.towers),
+        notes=tuple(notes),
+    )
+
+
+def _stored_layers(
+    model: ModelSpec, plain: Storage, quantization: Quantization | None, *, nested: bool
+) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:
+    """Return kinds and pattern anew: layers of one kind may differ once some modules are left alone."""
+    prefixes = _PREFIXES if nested else _PREFIXES[:1]
+    seen: dict[tuple[int, tuple[Storage, ...]], int] = {}
+    pattern = []
+    for index, kind in enumerate(model.pattern):
+        storages = tuple(
+            _storage(weight, plain, quantization, tuple(f"{prefix}{index}." for prefix in prefixes))
+            for weight in model.kinds[kind].weights
+        )
+        pattern.append(seen.setdefault((kind, storages), len(seen)))
+    kinds = tuple(
+        replace(
+            model.kinds[kind],
+            weights=tuple(
+                replace(
+                    weight, storage=storage, bias_storage=plain if weight.bias and storage != plain else None
+                )
+                for weight, storage in zip(model.kinds[kind].weights, storages, strict=True)
+            ),
+        )
+        for kind, storages in seen
+    )
+    return kinds, tuple(pattern)
+
+
+def _storage(
+    weight: Weight, plain: Storage, quantization: Quantization | None, prefixes: tuple[str, ...]
+) -> Storage:
+    # A single output row is a gate (Qwen2-MoE's shared_expert_gate): no engine quantizes it.
+    if (
+        quantization is None
+        or not weight.is_matrix
+        or weight.rows == 1
+        or weight.part not in quantization.parts
+    ):
+        return plain
+    module = _module(weight)
+    return quantization.storage_of(tuple(prefix + module for prefix in prefixes)) or plain
+
+
+def _module(weight: Weight) -> str:
+    """Return the checkpoint's module name: experts have a number, parts of a fused tensor share one name."""
+    name = weight.name.partition("[")[0]
+    return name.replace(".experts.", ".experts.0.") if weight.part == "experts" else name
+
+
+def _plain(weight: Weight, plain: Storage) -> Weight:
+    return replace(weight, storage=plain)
