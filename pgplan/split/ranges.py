@@ -104,6 +104,15 @@ class RangeTable:
         """Return the furthest stop within the limit for monotone costs; ``start`` if nothing fits."""
         return start + bisect_right(self.row(stage, start, limit), limit)
 
+    def fits(self, stage: int, start: int, stop: int, limit: float) -> bool:
+        """Say whether a range is within the limit, for monotone costs without asking far beyond it."""
+        if self.pin(stage) is not None:
+            return self.cost(stage, start, stop) <= limit
+        row = self._rows[self._class[stage]][start]
+        while len(row) < stop - start and not (row and row[-1] > limit):
+            self._extend(row, stage, start)
+        return len(row) >= stop - start and row[stop - start - 1] <= limit
+
     def starts(self, stage: int, limit: float) -> int:
         """Return the positions at which a single atom costs the stage no more than the limit."""
         costs, masks = self._single_costs(stage)

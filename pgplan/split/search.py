@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from pgplan.split.problem import SplitInfeasibleError, SplitShortfall
 from pgplan.split.ranges import FINITE, RangeTable, bits
 
+# When to stop tightening: enough cuts are gone when a stage has this many starts on average, and a cluster in
+# which every stage differs would be asked once per stage. Both bound the time only, not the result.
+_NARROW = 4
+_LEVELS = 6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
@@ -36,8 +41,8 @@ def find_windows(table: RangeTable) -> Windows:
 
     First the bottleneck: the least limit that all stages can meet. Stages that cannot do better than that,
     whatever the split, cost exactly that in every split left, so they are set aside and the same question is
-    asked of the others, until no stage is forced. What every remaining split shares does not change their
-    order, hence each step keeps all lexicographically best splits.
+    asked of the others, until no stage is forced or few cuts are left. What every remaining split shares does
+    not change their order, hence each step keeps all lexicographically best splits.
 
     Raises:
         SplitInfeasibleError: No split has finite costs throughout.
@@ -52,16 +57,18 @@ def find_windows(table: RangeTable) -> Windows:
         path = trace_back(table, caps, reached)
     free = set(range(table.num_stages))
     low = max((table.least_single(s) for s in free if table.pin(s) is None), default=-FINITE)
-    while True:
+    for _ in range(_LEVELS):
         cap, path = _least_cap(table, caps, free, low, path)
         for stage in free:
             caps[stage] = cap
         live, least = _live(table, caps)
         forced = {stage for stage in free if least[stage] == cap}
         free -= forced
-        if not forced or not free:
-            return Windows(caps=caps, live=live, path=path)
+        narrow = sum(mask.bit_count() for mask in live) <= _NARROW * table.num_stages
+        if narrow or not forced or not free:
+            break
         low = max(least[stage] for stage in free)
+    return Windows(caps=caps, live=live, path=path)
 
 
 def advance(
@@ -95,7 +102,7 @@ def trace_back(table: RangeTable, caps: Sequence[float], reached: Sequence[int])
         even = stop * stage // (stage + 1)
         if upper := starts >> even << even:
             candidate = (upper & -upper).bit_length() - 1
-            if candidate < start and table.cost(stage, candidate, stop) <= caps[stage]:
+            if candidate < start and table.fits(stage, candidate, stop, caps[stage]):
                 start = candidate
         path.append(start)
     path.reverse()
@@ -191,9 +198,9 @@ def _live(table: RangeTable, caps: Sequence[float]) -> tuple[list[int], list[flo
             else:
                 b = table.pinned_end(stage, a)
                 b = b if b is not None and after >> b & 1 else None
-            if b is not None and (cost := table.cost(stage, a, b)) <= caps[stage]:
+            if b is not None and table.fits(stage, a, b, caps[stage]):
                 mask |= 1 << a
-                least[stage] = min(least[stage], cost)
+                least[stage] = min(least[stage], table.cost(stage, a, b))
         live.append(mask)
     live.reverse()
     return live, least
