@@ -8,28 +8,64 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pgplan.model.config import Config
-from pgplan.model.families import llama
+from pgplan.model.families import gemma, gpt_oss, llama, mla, moe, olmo, phi
 from pgplan.model.spec import ModelSpec
 
 Builder = Callable[[Config], ModelSpec]
 
 BUILDERS: Mapping[str, Builder] = {
-    "LlamaForCausalLM": llama.build_llama,
-    "MistralForCausalLM": llama.build_mistral,
-    "Ministral3ForCausalLM": llama.build_ministral3,
-    "Qwen2ForCausalLM": llama.build_qwen2,
-    "Qwen3ForCausalLM": llama.build_qwen3,
     "BaichuanForCausalLM": llama.build_baichuan,
+    "DeepseekV2ForCausalLM": mla.build_deepseek,
+    "DeepseekV3ForCausalLM": mla.build_deepseek,
+    "Gemma2ForCausalLM": gemma.build_gemma2,
+    "Gemma3ForCausalLM": gemma.build_gemma3,
+    "Gemma3ForConditionalGeneration": gemma.build_gemma3_multimodal,
+    "Glm4MoeForCausalLM": moe.build_glm4_moe,
+    "GptOssForCausalLM": gpt_oss.build_gpt_oss,
+    "LlamaForCausalLM": llama.build_llama,
+    "MiniCPM3ForCausalLM": mla.build_minicpm3,
     "MiniCPMForCausalLM": llama.build_minicpm,
+    "MiniMaxM2ForCausalLM": moe.build_minimax_m2,
+    "Ministral3ForCausalLM": llama.build_ministral3,
+    "MistralForCausalLM": llama.build_mistral,
+    "MixtralForCausalLM": moe.build_mixtral,
+    "Olmo2ForCausalLM": olmo.build_olmo2,
+    "Olmo3ForCausalLM": olmo.build_olmo3,
+    "Phi3ForCausalLM": phi.build_phi3,
+    "PhiMoEForCausalLM": moe.build_phimoe,
+    "Qwen2ForCausalLM": llama.build_qwen2,
+    "Qwen2MoeForCausalLM": moe.build_qwen2_moe,
+    "Qwen3ForCausalLM": llama.build_qwen3,
+    "Qwen3MoeForCausalLM": moe.build_qwen3_moe,
 }
 
 # Other spellings of an architecture: older checkpoints, and files without "architectures" (by model_type).
 ALIASES: Mapping[str, str] = {
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "Llama3ForCausalLM": "LlamaForCausalLM",
+    "PhimoeForCausalLM": "PhiMoEForCausalLM",
+    "baichuan": "BaichuanForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "kimi_k2": "DeepseekV3ForCausalLM",
     "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
+    "minicpm": "MiniCPMForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "phimoe": "PhiMoEForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }

@@ -1,0 +1,63 @@
+"""Count the floating-point operations of a layer, exactly and apart from any hardware."""
+
+from __future__ import annotations
+
+from pgplan.errors import ModelError
+from pgplan.model.spec import AttentionSpec, LayerSpec, Weight
+
+
+def matmul_flops(weight: Weight, tokens: int, *, visited: int = 1) -> int:
+    """Count the multiplications of ``tokens`` activations with one weight, 2 per multiply-add.
+
+    Args:
+        weight: A matrix; a vector such as a norm counts as 0.
+        tokens: Tokens that pass the layer.
+        visited: How many of its copies (experts) each token passes.
+    """
+    if not weight.is_matrix:
+        return 0
+    return 2 * tokens * visited * weight.rows * weight.cols
+
+
+def attention_flops(attention: AttentionSpec, tokens: int, *, context: int | None = None) -> int:
+    """Count the two products of attention: scores, and scores times values.
+
+    Every query head meets ``context`` keys (``None``: the prompt itself, the full square), whether or
+    not a mask or a window hides some of them; MLA is counted with keys and values expanded per head.
+    The softmax is left out.
+    """
+    keys = tokens if context is None else context
+    return 2 * tokens * keys * attention.q_heads * (attention.head_dim + attention.v_head_dim)
+
+
+def layer_flops(layer: LayerSpec, tokens: int, *, context: int | None = None) -> int:
+    """Count the forward FLOPs of one layer for ``tokens`` tokens, e.g. of one prompt.
+
+    2 per multiply-add; experts count for the tokens that visit them; norms, rotary embedding and
+    activation functions, which are no matrix products, count as nothing. This is what a flop counter
+    sees in the eager modules of transformers.
+
+    Args:
+        layer: The layer.
+        tokens: Tokens that pass it, at least 1.
+        context: Keys that each token attends to; ``None``: ``tokens``, as in a prompt without mask.
+
+    Raises:
+        ModelError: If ``tokens`` or ``context`` is less than 1.
+
+    >>> from pgplan.model import load_model
+    >>> layer_flops(load_model("llama-3.1-8b").layers[0], 2048)
+    962072674304
+    """
+    for name, value in (("tokens", tokens), ("context", context)):
+        if value is not None and value < 1:
+            raise ModelError(f"{name} must be at least 1, got {value}; count at least one token")
+    linear = sum(
+        matmul_flops(
+            weight, tokens, visited=layer.experts_per_token if weight.part == "experts" else weight.copies
+        )
+        for weight in layer.weights
+    )
+    if layer.attention is None:
+        return linear
+    return linear + attention_flops(layer.attention, tokens, context=context)
