@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from pgplan.codec import from_data, to_data
+from pgplan.engines.base import EngineSettings
 from pgplan.errors import PlanError
 from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
@@ -26,27 +27,6 @@ SCHEMA_VERSION = 1
 Tier = Literal["roofline", "calibrated", "measured"]
 Objective = Literal["kv", "decode", "prefill", "memory", "balanced"]
 OBJECTIVES: tuple[Objective, ...] = ("kv", "decode", "prefill", "memory", "balanced")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """State the engine's limits as they will be in force: what the user gave, else the engine's default.
-
-    Args:
-        memory_utilization: The share of GPU memory that the engine may take.
-        max_model_len: The longest context that it admits, in tokens.
-        max_num_batched_tokens: Tokens per step; a longer prompt is prefilled in chunks of as many.
-        max_num_seqs: Running requests.
-        block_size: Tokens per KV-cache block (SGLang: per page).
-        kv_element_bytes: Bytes per element of the KV cache.
-    """
-
-    memory_utilization: float
-    max_model_len: int
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    block_size: int
-    kv_element_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,263 @@
+"""SGLang: read in 0.5.23, with the older default split of releases up to 0.5.5."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from pgplan.engines.base import (
+    Engine,
+    EngineSettings,
+    KVCapacity,
+    KVRule,
+    Placement,
+    StageMemory,
+    chunked_microbatches,
+    context_limit,
+)
+from pgplan.errors import EngineError
+from pgplan.hardware import Cluster
+from pgplan.model.spec import ModelSpec
+from pgplan.split import extras_last_stages, format_split, remainder_on_last
+from pgplan.workload import Workload
+
+if TYPE_CHECKING:
+    from pgplan.planning.record import Plan
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+# The head is built on every stage (for some only when it is not tied).
+_HEAD_EVERY = frozenset(
+    """
+    ArceeForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM GptOssForCausalLM GraniteMoeHybridForCausalLM
+    MellumForCausalLM MixtralForCausalLM PersimmonForCausalLM Phi3SmallForCausalLM Qwen2MoeForCausalLM
+    Qwen3MoeForCausalLM SarvamMLAForCausalLM SarvamMoEForCausalLM
+    """.split()
+)
+_HEAD_EVERY_IF_UNTIED = frozenset(
+    """
+    ApertusForCausalLM BailingMoEForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM
+    Exaone4ForCausalLM ExaoneMoEForCausalLM ExaoneMoeForCausalLM LLaDA2MoeModelLM LlamaForCausalLM
+    Phi3ForCausalLM InternLM3ForCausalLM IQuestCoderForCausalLM DeciLMForCausalLM OPTForCausalLM
+    """.split()
+)
+_EMBEDDING_EVERY = frozenset("MiniMaxM2ForCausalLM OPTForCausalLM Phi3SmallForCausalLM".split())
+# Their layers are not cut by the partition variable, or the model file asserts a single stage.
+_NO_PIPELINE = frozenset(
+    """
+    FalconH1ForCausalLM Lfm2ForCausalLM Lfm2MoeForCausalLM Qwen3NextForCausalLM PhiForCausalLM
+    Starcoder2ForCausalLM InternS2MobiusForConditionalGeneration
+    """.split()
+)
+# Sliding-window layers get a smaller pool of their own; elsewhere windows save nothing
+# (``configs/model_config.py::is_hybrid_swa_model``).
+_WINDOW_POOL = frozenset(
+    """
+    Llama4ForConditionalGeneration GptOssForCausalLM MiMoV2FlashForCausalLM Step3p5ForCausalLM
+    Gemma4ForCausalLM Gemma4ForConditionalGeneration
+    """.split()
+)
+_WINDOW_POOL_RATIO = 0.8
+
+
+class SGLangKVRule(KVRule):
+    """Apply SGLang's rule: the fewest free bytes of all ranks first, then the fewest tokens.
+
+    Every rank takes the smallest free memory of the whole group as its own, so on unequal GPUs a large one
+    is clamped to the smallest, and the pool has the same number of bytes everywhere.
+    """
+
+    coupled = True
+
+    def __init__(
+        self,
+        cells: Sequence[float],
+        *,
+        smallest_memory_bytes: int,
+        memory_fraction: float,
+        page_size: int,
+        max_model_len: int,
+    ) -> None:
+        self._sums = list(accumulate(cells, initial=0.0))
+        self._smallest_memory_bytes = smallest_memory_bytes
+        self._memory_fraction = memory_fraction
+        self._page_size = page_size
+        self._max_model_len = max_model_len
+
+    def bytes_per_unit(self, start: int, stop: int) -> float:
+        """Return the pool bytes per token ("cell size") of the layers ``[start, stop)``."""
+        return self._sums[stop] - self._sums[start]
+
+    def budget_bytes(self, memory: StageMemory) -> int:
+        """Return what a stage alone would have.
+
+        The share that is not static is taken of what the smallest device had before loading
+        (``model_runner.py::profile_max_num_token``).
+        """
+        before = self._smallest_memory_bytes - memory.process_bytes
+        free = memory.memory_bytes - memory.process_bytes - memory.weight_bytes - memory.library_bytes
+        return math.floor(free - before * (1.0 - self._memory_fraction))
+
+    def units(self, start: int, stop: int, budget_bytes: int) -> int:
+        """Return the tokens that fit, in whole pages."""
+        cell = self.bytes_per_unit(start, stop)
+        if cell == 0:
+            return 1 << 62
+        return max(0, int(budget_bytes // cell)) // self._page_size * self._page_size
+
+    def units_needed(self, *, requests: int, tokens_each: int) -> int:
+        """Return the tokens for ``requests`` requests of ``tokens_each`` tokens, in whole pages."""
+        return requests * -(-tokens_each // self._page_size) * self._page_size
+
+    def admits(self, start: int, stop: int, budget_bytes: int) -> bool:
+        """Tell whether one request of the longest context fits."""
+        return self.units(start, stop, budget_bytes) >= self._max_model_len
+
+    def capacity(self, ranges: Sequence[tuple[int, int]], memory: Sequence[StageMemory]) -> KVCapacity:
+        """Return SGLang's ``max_total_num_tokens``."""
+        alone = [self.budget_bytes(stage) for stage in memory]
+        pool = min(alone)
+        tokens = [self.units(start, stop, pool) for start, stop in ranges]
+        fewest = min(tokens)
+        problem = None
+        if pool <= 0:
+            problem = (
+                f"stage {alone.index(pool)} has no memory for KV cache: its weights exceed its static share by "
+                f"{-pool / GIB:.2f} GiB"
+            )
+        elif fewest < self._max_model_len:
+            problem = (
+                f"the KV cache holds {fewest:,} tokens, fewer than one request of max_model_len "
+                f"{self._max_model_len:,}; SGLang would start and refuse longer requests"
+            )
+        return KVCapacity(
+            tokens=fewest,
+            requests=fewest / self._max_model_len,
+            budget_bytes=tuple(alone),
+            used_bytes=tuple(int(fewest * self.bytes_per_unit(start, stop)) for start, stop in ranges),
+            stage_tokens=tuple(tokens),
+            bytes_per_token=tuple(round(self.bytes_per_unit(start, stop)) for start, stop in ranges),
+            tightest=tokens.index(fewest),
+            problem=problem,
+        )
+
+
+class SGLang(Engine):
+    """SGLang's rules (https://github.com/sgl-project/sglang)."""
+
+    name = "sglang"
+    title = "SGLang"
+    default_version = "0.5.23"
+    override_variable = "SGLANG_PP_LAYER_PARTITION"
+
+    def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
+        """Give extra layers to the last stages; up to 0.5.5 (before PR #13977) all to the last one."""
+        rule = remainder_on_last if self.release <= (0, 5, 5) else extras_last_stages
+        return rule(num_layers, pp_size)
+
+    def placement(self, model: ModelSpec, *, pp_size: int) -> Placement:
+        """Look the architecture up in the scan of SGLang's model files.
+
+        A tied head is a separate copy on the last stage unless there is only one stage.
+        """
+        architecture = model.architecture
+        every = architecture in _HEAD_EVERY or (architecture in _HEAD_EVERY_IF_UNTIED and not model.tied)
+        return Placement(
+            embedding="every" if architecture in _EMBEDDING_EVERY else "first",
+            head="every" if every else "last",
+            tied=model.tied and pp_size == 1,
+        )
+
+    def check(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> None:
+        """Refuse models that SGLang does not run over a pipeline."""
+        del workload
+        if cluster.pp_size > 1 and model.architecture in _NO_PIPELINE:
+            raise EngineError(
+                f"SGLang does not run {model.architecture} over a pipeline, but pp_size is "
+                f"{cluster.pp_size}; use pp_size 1"
+            )
+
+    def settings(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> EngineSettings:
+        """Fill in the defaults of ``server_args.py``, which depend on the device's memory."""
+        memory_mib = min(gpu.memory_bytes for gpu in cluster.gpus) / MIB
+        chunk, graph_batch = _limits(memory_mib, cluster.tp_size)
+        chunk = workload.max_num_batched_tokens or chunk
+        reserved = 512 + max(chunk, 2048) * 1.5 + graph_batch * 2 + cluster.tp_size * cluster.pp_size * 128
+        if memory_mib > 60 * 1024:
+            reserved = max(reserved, 10 * 1024)
+        fraction = round((memory_mib - reserved) / memory_mib, 3)
+        return EngineSettings(
+            memory_utilization=workload.memory_utilization or fraction,
+            max_model_len=context_limit(model, workload),
+            max_num_batched_tokens=chunk,
+            max_num_seqs=workload.max_num_seqs or 2048,
+            block_size=1,
+            kv_element_bytes=workload.kv_element_bytes(model.dtype),
+        )
+
+    def kv_rule(self, model: ModelSpec, settings: EngineSettings, cluster: Cluster) -> KVRule:
+        """Count what a token takes in the pool of each layer."""
+        cells = []
+        for kind in model.kinds:
+            elements = kind.attention.kv_elements_per_token(tp_size=cluster.tp_size) if kind.attention else 0
+            windowed = kind.attention is not None and kind.attention.kind in ("sliding", "chunked")
+            ratio = _WINDOW_POOL_RATIO if windowed and model.architecture in _WINDOW_POOL else 1.0
+            cells.append(elements * settings.kv_element_bytes * ratio)
+        return SGLangKVRule(
+            [cells[index] for index in model.pattern],
+            smallest_memory_bytes=min(gpu.memory_bytes for gpu in cluster.gpus),
+            memory_fraction=settings.memory_utilization,
+            page_size=settings.block_size,
+            max_model_len=settings.max_model_len,
+        )
+
+    def microbatches(self, workload: Workload, settings: EngineSettings, *, pp_size: int) -> tuple[int, int]:
+        """Fill up to ``pp_size`` microbatches of at most ``max_running_requests // pp_size``."""
+        limit = max(settings.max_num_seqs // pp_size, 1)
+        return chunked_microbatches(workload, settings, pp_size=pp_size, limit=limit)
+
+    def notes(self, model: ModelSpec, *, pp_size: int) -> tuple[str, ...]:
+        """Say so where this architecture departs from the textbook placement."""
+        if pp_size > 1 and self.placement(model, pp_size=pp_size).head == "every":
+            return (f"SGLang builds the output head of {model.architecture} on every stage",)
+        return ()
+
+    def export(self, plan: Plan) -> str:
+        """Return the override variable and the launch line with every flag that the plan implies."""
+        settings = plan.settings
+        flags: dict[str, object] = {
+            "pp-size": plan.pp_size,
+            "tp-size": plan.tp_size,
+            "mem-fraction-static": settings.memory_utilization,
+            "context-length": settings.max_model_len,
+            "chunked-prefill-size": settings.max_num_batched_tokens,
+            "max-running-requests": settings.max_num_seqs,
+        }
+        if plan.workload.kv_dtype != "auto":
+            flags["kv-cache-dtype"] = plan.workload.kv_dtype
+        lines = [f"# {plan.model.name} on {plan.cluster.description}, for SGLang {self.version}"]
+        if plan.pp_size > 1:
+            lines.append(f"export {self.override_variable}={format_split(plan.split)}")
+        launch = [f"python -m sglang.launch_server --model-path {shlex.quote(plan.model.source)}"]
+        launch += [f"--{name} {value}" for name, value in flags.items()]
+        if plan.pp_size > 1:
+            # The overlap schedule does not work over a pipeline.
+            launch.append("--disable-overlap-schedule")
+        return "\n".join([*lines, " \\\n    ".join(launch)]) + "\n"
+
+
+def _limits(memory_mib: float, tp_size: int) -> tuple[int, int]:
+    """Return the default prefill chunk and the largest captured batch (``server_args.py``, PR #10975)."""
+    if memory_mib < 20 * 1024:
+        return 2048, 8
+    if memory_mib < 35 * 1024:
+        return 2048, 24 if tp_size < 4 else 80
+    if memory_mib < 60 * 1024:
+        return 4096, 32 if tp_size < 4 else 160
+    if memory_mib < 160 * 1024:
+        return 8192, 256 if tp_size < 4 else 512
+    return 16384, 512

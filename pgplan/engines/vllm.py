@@ -1,0 +1,153 @@
+"""vLLM: read in 0.33.0, with the older default split of releases before 0.8."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from pgplan.cost.sharding import rank_shape
+from pgplan.engines.base import (
+    Engine,
+    EngineSettings,
+    KVRule,
+    Placement,
+    chunked_microbatches,
+    context_limit,
+)
+from pgplan.engines.vllm_kv import KVLayer, VLLMKVRule
+from pgplan.engines.vllm_placement import NO_PIPELINE, vllm_placement
+from pgplan.errors import EngineError
+from pgplan.hardware import GPU, Cluster
+from pgplan.model.spec import LayerSpec, ModelSpec
+from pgplan.split import extras_before_last, format_split, remainder_on_last
+from pgplan.workload import Workload
+
+if TYPE_CHECKING:
+    from pgplan.planning.record import Plan
+
+GIB = 1 << 30
+
+
+class VLLM(Engine):
+    """vLLM's rules (https://github.com/vllm-project/vllm, v1 engine)."""
+
+    name = "vllm"
+    title = "vLLM"
+    default_version = "0.33"
+    override_variable = "VLLM_PP_LAYER_PARTITION"
+
+    def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
+        """Spread extra layers just before the last stage; before 0.8 (PR #13839) all on the last."""
+        rule = remainder_on_last if self.release < (0, 8) else extras_before_last
+        return rule(num_layers, pp_size)
+
+    def placement(self, model: ModelSpec, *, pp_size: int) -> Placement:
+        """Look the architecture up in the scan of vLLM's model files."""
+        del pp_size
+        return vllm_placement(model)
+
+    def check(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> None:
+        """Refuse models without a pipeline and dtypes that the devices lack."""
+        del workload
+        if cluster.pp_size > 1 and model.architecture in NO_PIPELINE:
+            raise EngineError(
+                f"vLLM does not run {model.architecture} over a pipeline, but pp_size is {cluster.pp_size}; "
+                f"use pp_size 1"
+            )
+        for gpu in set(cluster.gpus):
+            if model.dtype == "bfloat16" and not gpu.bf16:
+                raise EngineError(
+                    f"dtype bfloat16 needs compute capability 8.0, which {gpu.name} lacks; give dtype float16"
+                )
+
+    def settings(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> EngineSettings:
+        """Fill in the defaults of the API server, which depend on the device's memory."""
+        batched_tokens, sequences = _limits(cluster.gpus[0])
+        utilization = 0.92 if self.release >= (0, 33) else 0.9
+        max_model_len = context_limit(model, workload)
+        mla = any(kind.attention and kind.attention.kind == "mla" for kind in model.kinds)
+        return EngineSettings(
+            memory_utilization=workload.memory_utilization or utilization,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=workload.max_num_batched_tokens or batched_tokens,
+            max_num_seqs=workload.max_num_seqs or sequences,
+            # The MLA kernels read blocks of 64 tokens.
+            block_size=64 if mla else 16,
+            kv_element_bytes=workload.kv_element_bytes(model.dtype),
+        )
+
+    def kv_rule(self, model: ModelSpec, settings: EngineSettings, cluster: Cluster) -> KVRule:
+        """Apply the grouping and the minimum over stages; see ``vllm_kv``."""
+        kinds = [
+            KVLayer.of(
+                kind.attention,
+                block_size=settings.block_size,
+                tp_size=cluster.tp_size,
+                element_bytes=settings.kv_element_bytes,
+            )
+            if kind.attention
+            else None
+            for kind in model.kinds
+        ]
+        return VLLMKVRule(
+            [kinds[index] for index in model.pattern],
+            block_size=settings.block_size,
+            max_model_len=settings.max_model_len,
+            # Asynchronous scheduling keeps one batch more than there are stages.
+            in_flight_tokens=(cluster.pp_size + 1) * settings.max_num_batched_tokens,
+            memory_utilization=settings.memory_utilization,
+        )
+
+    def microbatches(self, workload: Workload, settings: EngineSettings, *, pp_size: int) -> tuple[int, int]:
+        """Keep up to ``pp_size`` microbatches in flight; ``max_num_seqs`` bounds their sum."""
+        return chunked_microbatches(workload, settings, pp_size=pp_size, limit=settings.max_num_seqs)
+
+    def derived_bytes(self, layer: LayerSpec, *, tp_size: int, element_bytes: int) -> int:
+        """Return the 16-bit copy of a quantized MLA up-projection that decode multiplies with.
+
+        An unquantized one is only viewed (``MLACommonImpl.process_weights_after_loading``).
+        """
+        total = 0
+        for weight in layer.weights:
+            if weight.name.endswith("kv_b_proj") and weight.storage.bits < 16:
+                rows, cols = rank_shape(weight, tp_size=tp_size)
+                total += rows * cols * element_bytes
+        return total
+
+    def notes(self, model: ModelSpec, *, pp_size: int) -> tuple[str, ...]:
+        """Say so where this architecture departs from the textbook placement."""
+        placement = vllm_placement(model)
+        if pp_size == 1 or placement.embedding != "every":
+            return ()
+        what = "embedding and output head" if placement.head == "every" and not model.tied else "embedding"
+        return (f"vLLM builds the {what} of {model.architecture} on every stage, not only at the ends",)
+
+    def export(self, plan: Plan) -> str:
+        """Return the override variable and the launch line with every flag that the plan implies."""
+        settings = plan.settings
+        flags: dict[str, object] = {
+            "pipeline-parallel-size": plan.pp_size,
+            "tensor-parallel-size": plan.tp_size,
+            "gpu-memory-utilization": settings.memory_utilization,
+            "max-model-len": settings.max_model_len,
+            "max-num-batched-tokens": settings.max_num_batched_tokens,
+            "max-num-seqs": settings.max_num_seqs,
+        }
+        if plan.workload.kv_dtype != "auto":
+            flags["kv-cache-dtype"] = plan.workload.kv_dtype
+        lines = [f"# {plan.model.name} on {plan.cluster.description}, for vLLM {self.version}"]
+        if plan.pp_size > 1:
+            # With one stage vLLM still parses the variable, and there is nothing to say.
+            lines.append(f"export {self.override_variable}={format_split(plan.split)}")
+        launch = [f"vllm serve {shlex.quote(plan.model.source)}"]
+        launch += [f"--{name} {value}" for name, value in flags.items()]
+        return "\n".join([*lines, " \\\n    ".join(launch)]) + "\n"
+
+
+def _limits(gpu: GPU) -> tuple[int, int]:
+    """Return the default tokens per step and running requests of the API server."""
+    if gpu.memory_bytes >= 160 * GIB:
+        return 16384, 1024
+    if gpu.memory_bytes >= 70 * GIB and "A100" not in gpu.name:
+        return 8192, 1024
+    return 2048, 256

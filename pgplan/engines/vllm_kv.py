@@ -1,0 +1,218 @@
+"""How vLLM sizes its KV cache (0.33: ``v1/core/kv_cache_planning.py``, ``v1/core/kv_cache_utils.py``).
+
+Glossary
+    block    ``block_size`` tokens of one layer; its bytes are the layer's *page*
+    group    layers that share one block table. Groups are made over the whole model and then projected to
+             each stage: a model of one kind is one group; a hybrid's layers are dealt out so that groups
+             have about equal sizes and every stage an even share of each
+    nb       blocks: each block index costs a stage the largest sum of pages over its groups
+
+    capacity = min over stages of nb(stage), and tokens = nb / blocks per request * longest context
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from pgplan.engines.base import KVCapacity, KVRule, StageMemory
+from pgplan.model.spec import AttentionSpec
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVLayer:
+    """Describe a layer to the KV planner.
+
+    Args:
+        kind: ``"full"``, ``"sliding"``, ``"chunked"`` or ``"mla"``.
+        page_bytes: Bytes of one block of this layer on one rank.
+        window: Tokens of the window or chunk.
+    """
+
+    kind: str
+    page_bytes: int
+    window: int | None = None
+
+    @classmethod
+    def of(cls, attention: AttentionSpec, *, block_size: int, tp_size: int, element_bytes: int) -> KVLayer:
+        """Describe a model's layer."""
+        elements = attention.kv_elements_per_token(tp_size=tp_size)
+        return cls(
+            kind=attention.kind, page_bytes=block_size * elements * element_bytes, window=attention.window
+        )
+
+    def blocks_per_request(self, *, tokens: int, in_flight_tokens: int, block_size: int) -> int:
+        """Return the blocks that one request of ``tokens`` tokens takes in this layer's group.
+
+        A window keeps only what later tokens can see, plus what may be in flight, plus one partial block.
+        """
+        if self.kind == "sliding" and self.window is not None:
+            kept = min(self.window - 1 + in_flight_tokens, tokens)
+            return -(-kept // block_size) + 1
+        if self.kind == "chunked" and self.window is not None:
+            tokens = min(self.window + in_flight_tokens, tokens)
+        return -(-tokens // block_size)
+
+
+def group_layers(layers: Sequence[KVLayer | None], *, hybrid: bool = True) -> tuple[tuple[int, ...], ...]:
+    """Deal a model's layers out to KV-cache groups; returns the layer indices of each group.
+
+    With ``hybrid=False`` windows are ignored, as with ``--disable-hybrid-kv-cache-manager``.
+
+    >>> full, sliding = KVLayer(kind="full", page_bytes=1), KVLayer(kind="sliding", page_bytes=1, window=8)
+    >>> group_layers([sliding, sliding, full] * 2)
+    ((0, 3), (1, 4), (2, 5))
+    """
+    present = [index for index, layer in enumerate(layers) if layer is not None]
+    kinds = {_merge_key(layers[index]) for index in present}
+    if len(kinds) <= 1 or not hybrid:
+        return (tuple(present),)
+    buckets: dict[KVLayer | None, list[int]] = {}
+    for index in present:
+        buckets.setdefault(layers[index], []).append(index)
+    sizes = [len(bucket) for bucket in buckets.values()]
+    # Nearly equal buckets are padded up to the larger one rather than cut into many small groups.
+    size = max(sizes) if max(sizes) < 1.5 * min(sizes) else min(sizes)
+    groups: list[tuple[int, ...]] = []
+    for bucket in buckets.values():
+        count = -(-len(bucket) // size)
+        groups.extend(tuple(bucket[start::count]) for start in range(count))
+    return tuple(groups)
+
+
+def _merge_key(layer: KVLayer | None) -> tuple[str, int | None]:
+    if layer is None:
+        return ("none", None)
+    # Layers of one type merge even when their pages differ in size; windows must agree.
+    return ("full" if layer.kind == "mla" else layer.kind, layer.window)
+
+
+class VLLMKVRule(KVRule):
+    """Apply vLLM's rule to one model under one set of limits."""
+
+    def __init__(
+        self,
+        layers: Sequence[KVLayer | None],
+        *,
+        block_size: int,
+        max_model_len: int,
+        in_flight_tokens: int,
+        memory_utilization: float = 1.0,
+        hybrid: bool = True,
+    ) -> None:
+        if not hybrid:
+            layers = [layer and KVLayer(kind="full", page_bytes=layer.page_bytes) for layer in layers]
+        self._block_size = block_size
+        self._max_model_len = max_model_len
+        self._in_flight_tokens = in_flight_tokens
+        self._memory_utilization = memory_utilization
+        groups = group_layers(layers, hybrid=hybrid)
+        self.group_sizes = tuple(len(group) for group in groups)
+        self._leaders = [layers[group[0]] for group in groups if group]
+        # Bytes of the pages of each group in the layers before an index, so a range costs two look-ups.
+        self._page_sums = [_prefix(layers, frozenset(group)) for group in groups]
+        self.blocks_per_request = self._blocks(max_model_len)
+
+    def budget_bytes(self, memory: StageMemory) -> int:
+        """Return vLLM's "Available KV cache memory".
+
+        The share is taken of the whole device; context and NCCL come before vLLM's first snapshot and so
+        live in the rest (``v1/worker/gpu_worker.py``, ``v1/worker/utils.py::request_memory``).
+        """
+        requested = math.ceil(memory.memory_bytes * self._memory_utilization)
+        return requested - memory.weight_bytes - memory.transient_bytes - memory.library_bytes
+
+    def bytes_per_unit(self, start: int, stop: int) -> int:
+        """Return the bytes of one block index for the layers ``[start, stop)``."""
+        return max(sums[stop] - sums[start] for sums in self._page_sums)
+
+    def units(self, start: int, stop: int, budget_bytes: int) -> int:
+        """Return the blocks that fit."""
+        per_block = self.bytes_per_unit(start, stop)
+        return max(0, budget_bytes // per_block) if per_block else 1 << 62
+
+    def units_needed(self, *, requests: int, tokens_each: int) -> int:
+        """Return the blocks for ``requests`` requests of ``tokens_each`` tokens, and the null block."""
+        return requests * self._blocks(tokens_each) + 1
+
+    def admits(self, start: int, stop: int, budget_bytes: int) -> bool:
+        """Tell whether one request of the longest context fits beside the null block."""
+        per_block = self.bytes_per_unit(start, stop)
+        return budget_bytes > 0 and budget_bytes - per_block >= per_block * self.blocks_per_request
+
+    def capacity(self, ranges: Sequence[tuple[int, int]], memory: Sequence[StageMemory]) -> KVCapacity:
+        """Return what vLLM prints as "GPU KV cache size" and "Maximum concurrency"."""
+        return self.capacity_of(ranges, [self.budget_bytes(stage) for stage in memory])
+
+    def capacity_of(self, ranges: Sequence[tuple[int, int]], budgets: Sequence[int]) -> KVCapacity:
+        """Return the capacity for known budgets in bytes, such as those of a log."""
+        blocks = [
+            self.units(start, stop, budget) for (start, stop), budget in zip(ranges, budgets, strict=True)
+        ]
+        fewest = min(blocks)
+        per_block = [self.bytes_per_unit(start, stop) for start, stop in ranges]
+        return KVCapacity(
+            tokens=self._tokens(fewest),
+            requests=fewest / self.blocks_per_request,
+            budget_bytes=tuple(budgets),
+            used_bytes=tuple(fewest * size for size in per_block),
+            stage_tokens=tuple(self._tokens(count) for count in blocks),
+            bytes_per_token=tuple(
+                sum(sums[stop] - sums[start] for sums in self._page_sums) // self._block_size
+                for start, stop in ranges
+            ),
+            tightest=blocks.index(fewest),
+            problem=self._problem(ranges, budgets),
+        )
+
+    def _tokens(self, blocks: int) -> int:
+        return int(blocks / self.blocks_per_request * self._max_model_len)
+
+    def _blocks(self, tokens: int) -> int:
+        return sum(
+            leader.blocks_per_request(
+                tokens=tokens, in_flight_tokens=self._in_flight_tokens, block_size=self._block_size
+            )
+            for leader in self._leaders
+            if leader is not None
+        )
+
+    def _problem(self, ranges: Sequence[tuple[int, int]], budgets: Sequence[int]) -> str | None:
+        for stage, ((start, stop), budget) in enumerate(zip(ranges, budgets, strict=True)):
+            if budget <= 0:
+                return (
+                    f"stage {stage} has no memory for KV cache: weights and activations exceed its budget by "
+                    f"{-budget / GIB:.2f} GiB"
+                )
+            if not self.admits(start, stop, budget):
+                needed = self.bytes_per_unit(start, stop) * self.blocks_per_request
+                return (
+                    f"stage {stage} needs {needed / GIB:.2f} GiB of KV cache for one request of "
+                    f"{self._max_model_len} tokens but has {budget / GIB:.2f} GiB; max_model_len can be at "
+                    f"most {self.longest_context(ranges, budgets)}"
+                )
+        return None
+
+    def longest_context(self, ranges: Sequence[tuple[int, int]], budgets: Sequence[int]) -> int:
+        """Return the longest context of which every stage holds one request."""
+        low, high = 0, self._max_model_len
+        while low < high:
+            middle = (low + high + 1) // 2
+            needed = self._blocks(middle) + 1
+            fits = all(
+                self.units(start, stop, budget) >= needed
+                for (start, stop), budget in zip(ranges, budgets, strict=True)
+            )
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+
+def _prefix(layers: Sequence[KVLayer | None], group: frozenset[int]) -> list[int]:
+    pages = (
+        layer.page_bytes if layer is not None and index in group else 0 for index, layer in enumerate(layers)
+    )
+    return list(accumulate(pages, initial=0))
