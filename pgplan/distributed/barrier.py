@@ -1,0 +1,114 @@
+"""Keep the state of a group's barriers.
+
+A barrier gathers and releases through the lowest rank present: 2 (N - 1) small messages, the fewest there
+can be, where a dissemination barrier needs N log2 N; with more ranks than cores, messages are context
+switches and these are the cost. A rank that has waited for a while also announces itself to everybody, and
+whoever comes later then does the same. So in a barrier that hangs every rank knows who is there, whether or
+not the releasing rank is, and each can name the missing ones the moment its own time is up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from pgplan.distributed.mesh import Mesh, name_ranks
+from pgplan.distributed.wire import Kind
+from pgplan.errors import GroupTimeoutError
+
+ANNOUNCE_AFTER_S = 0.05
+
+
+class Barriers:
+    """Count the barriers of one rank and remember how far the others are.
+
+    Attributes:
+        number: The barrier that this rank is in or was in last, from 1.
+        announced: The latest barrier that another rank announced to everybody.
+    """
+
+    def __init__(self, *, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.number = 0
+        self.announced = 0
+        self._arrived = [0] * world_size
+        self._gave_up = [0] * world_size
+        self._released = 0
+
+    def enter(self) -> int:
+        """Begin the next barrier and return its number."""
+        self.number += 1
+        self._arrived[self.rank] = self.number
+        return self.number
+
+    def note(self, rank: int, kind: int, number: int) -> None:
+        """Take in what ``rank`` said about barrier ``number``."""
+        if kind == Kind.RELEASED:
+            self._released = max(self._released, number)
+        elif kind == Kind.GAVE_UP:
+            self._gave_up[rank] = max(self._gave_up[rank], number)
+        else:
+            self._arrived[rank] = max(self._arrived[rank], number)
+            if kind == Kind.ANNOUNCED:
+                self.announced = max(self.announced, number)
+
+    def passed(self, present: Iterable[int]) -> bool:
+        """Return whether this rank may go on."""
+        return self._released >= self.number or not self.missing(present)
+
+    def missing(self, present: Iterable[int]) -> list[int]:
+        """Return the ranks that have not come, or came and gave up."""
+        return [r for r in present if self._arrived[r] < self.number or self._gave_up[r] >= self.number]
+
+    def given_up(self, present: Iterable[int]) -> list[int]:
+        """Return the ranks that came to this barrier and gave it up."""
+        return [r for r in present if self._gave_up[r] >= self.number]
+
+
+def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
+    """Come to the next barrier and wait for the ranks present, as ``StatelessProcessGroup.barrier`` says."""
+    start_s = time.monotonic()
+    deadline_s, announce_s = start_s + timeout_s, start_s + min(ANNOUNCE_AFTER_S, timeout_s / 4)
+    number = barriers.enter()
+    mesh.pump(0.0)
+    told: set[int] = {mesh.rank}
+    if quitters := barriers.given_up(mesh.present()):
+        _give_up(mesh, number)
+        raise GroupTimeoutError(
+            f"{name_ranks(quitters)} gave up barrier {number} before rank {mesh.rank} came to it; "
+            "give the barrier a longer timeout there"
+        )
+    while True:
+        present, now_s = mesh.present(), time.monotonic()
+        slow = now_s >= announce_s or barriers.announced >= number
+        kind, listeners = (Kind.ANNOUNCED, present) if slow else (Kind.ARRIVED, present[:1])
+        for rank in set(listeners) - told:
+            mesh.links[rank].tell(kind, number)
+            told.add(rank)
+        if barriers.passed(present):
+            break
+        mesh.raise_if_lost(f"in barrier {number}")
+        if now_s >= deadline_s:
+            _give_up(mesh, number)
+            raise GroupTimeoutError(_complaint(mesh, barriers, timeout_s))
+        mesh.pump((deadline_s if slow else min(deadline_s, announce_s)) - now_s)
+    if present[0] == mesh.rank:
+        for rank in present[1:]:
+            mesh.links[rank].tell(Kind.RELEASED, number)
+
+
+def _give_up(mesh: Mesh, number: int) -> None:
+    for rank in mesh.present():
+        if rank != mesh.rank:
+            mesh.links[rank].tell(Kind.GAVE_UP, number)
+
+
+def _complaint(mesh: Mesh, barriers: Barriers, timeout_s: float) -> str:
+    present = mesh.present()
+    quitters = barriers.given_up(present)
+    absent = [r for r in barriers.missing(present) if r not in quitters]
+    whom = f"{name_ranks(absent)} did not come" if absent else f"{name_ranks(quitters)} gave up"
+    return (
+        f"Barrier {barriers.number} timed out after {timeout_s:.2f} seconds at rank {mesh.rank}: {whom}; "
+        "look at the log there, or give the barrier a longer timeout"
+    )

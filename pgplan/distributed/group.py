@@ -1,0 +1,384 @@
+"""Exchange objects between the ranks of a group, without any global state."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import time
+import weakref
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pgplan.distributed import codec
+from pgplan.distributed.barrier import Barriers, meet
+from pgplan.distributed.bootstrap import check_ranks, inherited_sockets
+from pgplan.distributed.link import Inbox, Link
+from pgplan.distributed.mesh import Mesh, name_ranks
+from pgplan.distributed.reduction import reduction
+from pgplan.distributed.wire import OVERHEAD_BYTES, Kind, Message
+from pgplan.errors import GroupError, GroupTimeoutError, MessageError, PeerLostError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_MESSAGE_BYTES = 1 << 30
+MAX_UNREAD_BYTES = 1 << 30
+
+
+class StatelessProcessGroup:
+    """Let the ranks of a group exchange objects; make one with ``create`` or ``from_environment``.
+
+    Sending never waits for a reader until ``max_unread_bytes`` lie unread at it; from there on it waits, at
+    most ``store_timeout`` seconds. Every wait ends with PeerLostError, naming the rank, when a peer dies.
+    A rank that closes the group leaves it: what it sent stays readable and the others go on without it. One
+    thread at a time may use a group; a process may be in many groups.
+
+    Attributes:
+        rank: This process, from 0.
+        world_size: The number of ranks the group began with.
+        data_expiration_seconds: How long a message may wait for its reader.
+        store_timeout: How long a receive, or a send beyond the bound, may wait, in seconds.
+
+    >>> left, right = (StatelessProcessGroup.from_sockets(s, rank=r, world_size=2)
+    ...                for r, s in enumerate(socket_mesh(2)))
+    >>> left.send_obj({"split": (19, 21)}, dst=1)
+    >>> right.recv_obj(src=0)
+    {'split': (19, 21)}
+    >>> left.close(); right.close()
+    """
+
+    def __init__(
+        self,
+        links: Mapping[int, Link],
+        *,
+        rank: int,
+        world_size: int,
+        data_expiration_seconds: float = 3600,
+        store_timeout: float = 300,
+        allow_pickle: bool = False,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
+    ) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.data_expiration_seconds, self.store_timeout = data_expiration_seconds, store_timeout
+        self._allow_pickle = allow_pickle
+        self._max_message_bytes, self._max_unread_bytes = max_message_bytes, max_unread_bytes
+        self._own = Inbox()
+        self._barriers = barriers = Barriers(rank=rank, world_size=world_size)
+        self._mesh = Mesh(links, rank=rank, on_parcel=lambda r, p: barriers.note(r, p.kind, p.number))
+        self._next_expiry_s = time.monotonic() + data_expiration_seconds / 10
+        self._finalizer = weakref.finalize(self, self._mesh.leave)
+        self._finalizer.atexit = False  # the mesh sees to that itself, and knows why the program ends
+
+    # Making one ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_sockets(
+        cls,
+        sockets: Mapping[int, socket.socket],
+        *,
+        rank: int,
+        world_size: int,
+        data_expiration_seconds: float = 3600,
+        store_timeout: float = 300,
+        allow_pickle: bool = False,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
+    ) -> StatelessProcessGroup:
+        """Make a group over connected socket pairs, which it owns from here on.
+
+        Whoever holds the other ends was given them by the same parent, so the group counts as authenticated:
+        ``allow_pickle=True`` is permitted.
+
+        Args:
+            sockets: One connected stream socket per peer, by rank; see :func:`socket_mesh`.
+            rank: This process, from 0.
+            world_size: The number of ranks.
+            data_expiration_seconds: How long a message may wait for its reader.
+            store_timeout: How long a receive, or a send beyond the bound, may wait, in seconds.
+            allow_pickle: Whether objects that are not data may travel as pickles.
+            max_message_bytes: The largest message to send or accept; the same on every rank.
+            max_unread_bytes: How much may lie unread at one reader before sending to it waits.
+        """
+        check_ranks(rank, world_size)
+        expected = sorted(set(range(world_size)) - {rank})
+        if sorted(sockets) != expected:
+            raise GroupError(
+                f"rank {rank} of {world_size} needs one socket for each of the ranks {expected}, "
+                f"but was given {sorted(sockets)}"
+            )
+        return cls(
+            {peer: Link(sock, peer, max_message_bytes=max_message_bytes) for peer, sock in sockets.items()},
+            rank=rank,
+            world_size=world_size,
+            data_expiration_seconds=data_expiration_seconds,
+            store_timeout=store_timeout,
+            allow_pickle=allow_pickle,
+            max_message_bytes=max_message_bytes,
+            max_unread_bytes=max_unread_bytes,
+        )
+
+    @classmethod
+    def from_environment(cls, **options: Any) -> StatelessProcessGroup:
+        """Make the group that the launcher prepared for this worker; ``options`` as in ``from_sockets``.
+
+        Reads ``PGPLAN_RANK``, ``PGPLAN_WORLD_SIZE`` and ``PGPLAN_SOCKETS`` (``peer:descriptor,...``), and
+        takes the latter out of the environment: the descriptors belong to the group, and to no child.
+        """
+        rank, world_size, sockets = inherited_sockets()
+        return cls.from_sockets(sockets, rank=rank, world_size=world_size, **options)
+
+    # Objects -------------------------------------------------------------------------------------------
+
+    def send_obj(self, obj: object, dst: int) -> None:
+        """Send an object to one rank, without waiting for it to be read.
+
+        Raises:
+            MessageError: The object is not data, or larger than the limit.
+            PeerLostError: The reader has left or is gone.
+            GroupTimeoutError: ``max_unread_bytes`` lie unread at the reader and stayed so.
+        """
+        self._post(Kind.OBJECT, obj, [self._checked(dst, "dst")])
+
+    def recv_obj(self, src: int) -> Any:
+        """Return the next object that ``src`` sent to this rank with ``send_obj``.
+
+        Raises:
+            GroupTimeoutError: Nothing came within ``store_timeout`` seconds.
+            PeerLostError: A peer is gone, or ``src`` has left and everything it sent is read.
+            MessageError: The message cannot be read, or expired unread; the next one can be received.
+        """
+        return self._take(Kind.OBJECT, self._checked(src, "src"))
+
+    def broadcast_obj(self, obj: object | None, src: int) -> Any:
+        """Return on every rank the object that ``src`` gives; the others' argument is ignored.
+
+        The source does not wait for its readers.
+        """
+        if self._checked(src, "src") != self.rank:
+            return self._take(Kind.BROADCAST, src)
+        self._post(Kind.BROADCAST, obj, self._others())
+        return obj
+
+    def all_gather_obj(self, obj: object) -> list[Any]:
+        """Return every rank's object, in order of ranks, on every rank."""
+        self._post(Kind.BROADCAST, obj, self._others())
+        self._wait_for(Kind.BROADCAST, self._others())
+        return [obj if r == self.rank else self._take(Kind.BROADCAST, r) for r in range(self.world_size)]
+
+    def barrier(self, timeout: float = 30.0) -> None:
+        """Wait until every rank that has not left has come to this barrier.
+
+        Args:
+            timeout: How long to wait for the others, in seconds.
+
+        Raises:
+            GroupTimeoutError: Some did not come in time; every rank that waits names them. The barrier is
+                given up: a rank that comes to it later fails at once, and the next one works again.
+            PeerLostError: A peer is gone.
+        """
+        self._check_open()
+        meet(self._mesh, self._barriers, timeout)
+
+    def expire_data(self) -> int:
+        """Free what arrived here and was not read in time; return how many bytes that freed.
+
+        Sending does this now and then. The reader of such a message learns what became of it.
+        """
+        self._check_open()
+        self._mesh.pump(0.0)
+        limit_s = time.monotonic() - self.data_expiration_seconds
+        self._next_expiry_s = time.monotonic() + self.data_expiration_seconds / 10
+        freed_bytes = self._own.empty_before(limit_s)
+        for link in self._mesh.links.values():
+            freed_here_bytes = link.inbox.empty_before(limit_s)
+            link.read(freed_here_bytes)
+            freed_bytes += freed_here_bytes
+        return freed_bytes
+
+    # Tensors, as metadata: through the host's memory, for sizes that do not deserve a communicator --------
+
+    def broadcast(self, tensor: torch.Tensor, src: int) -> torch.Tensor:
+        """Return the tensor that ``src`` gives; the others' argument is neither read nor written."""
+        result: torch.Tensor = self.broadcast_obj(tensor if src == self.rank else None, src)
+        return result
+
+    def send(self, tensor: torch.Tensor, dst: int) -> None:
+        """Send a tensor to one rank, without waiting for it to be read."""
+        self.send_obj(tensor, dst)
+
+    def recv(self, tensor: torch.Tensor, src: int) -> torch.Tensor:
+        """Copy the next tensor from ``src`` into ``tensor`` and return that.
+
+        Raises:
+            MessageError: What came is no tensor of this shape and dtype.
+        """
+        received = self.recv_obj(src)
+        shape, dtype = getattr(received, "shape", None), getattr(received, "dtype", type(received))
+        if (shape, dtype) != (tensor.shape, tensor.dtype):
+            raise MessageError(
+                f"rank {self.rank} expects a tensor {tensor.dtype} of shape {tuple(tensor.shape)} from rank "
+                f"{src}, which sent {dtype}" + (f" of shape {tuple(shape)}" if shape is not None else "")
+            )
+        tensor.copy_(received)
+        return tensor
+
+    def all_reduce(self, tensor: torch.Tensor, op: Any = None) -> torch.Tensor:
+        """Return the elementwise sum, product, minimum or maximum over all ranks, the same on every rank.
+
+        Args:
+            tensor: This rank's part; it stays as it is.
+            op: A ``torch.distributed.ReduceOp``: SUM (also when None), PRODUCT, MIN or MAX.
+
+        Raises:
+            GroupError: Another operation was asked for.
+        """
+        combine = reduction(op)
+        first, *others = (part.to(tensor.device) for part in self.all_gather_obj(tensor))
+        return functools.reduce(combine, others, first.clone())
+
+    # Leaving -------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leave the group: the others read what was sent and go on without this rank.
+
+        Waits until what was sent is with the peers' kernels. A group that nobody closes says goodbye when
+        it is collected or the program ends.
+
+        Raises:
+            GroupTimeoutError: Some peers had no room for ``store_timeout`` seconds; they are named.
+        """
+        if self._finalizer.detach() is None:
+            return
+        if short := self._mesh.leave(linger_s=self.store_timeout):
+            raise GroupTimeoutError(
+                f"rank {self.rank} left after {self.store_timeout:g} s with messages that found no room at "
+                f"{name_ranks(short)} and are lost; let the readers read before the sender leaves"
+            )
+
+    def __enter__(self) -> StatelessProcessGroup:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._finalizer.detach() is not None:
+            # The others' waits shall end with the reason, not pass as if this rank were done.
+            self._mesh.leave(f"it left after {kind.__name__}: {error}")
+
+    def __repr__(self) -> str:
+        state = "" if self._finalizer.alive else ", closed"
+        return f"StatelessProcessGroup(rank={self.rank}, world_size={self.world_size}{state})"
+
+    # Within --------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise GroupError(f"rank {self.rank} has closed this group; make another one")
+
+    def _checked(self, rank: int, name: str) -> int:
+        if not 0 <= rank < self.world_size:
+            raise GroupError(f"{name} must be a rank from 0 to {self.world_size - 1}, but is {rank}")
+        return rank
+
+    def _others(self) -> list[int]:
+        return [r for r in range(self.world_size) if r != self.rank]
+
+    def _inbox(self, rank: int) -> Inbox:
+        return self._own if rank == self.rank else self._mesh.links[rank].inbox
+
+    def _post(self, kind: Kind, obj: object, ranks: Iterable[int]) -> None:
+        """Send an object to some ranks; of a broadcast's readers, those that have left are passed over."""
+        self._check_open()
+        if time.monotonic() >= self._next_expiry_s:
+            self.expire_data()
+        message = Message(kind, *codec.encode(obj, allow_pickle=self._allow_pickle))
+        if message.size_bytes > self._max_message_bytes:
+            raise MessageError(
+                f"the message has {message.size_bytes:,} bytes but max_message_bytes is "
+                f"{self._max_message_bytes:,}; send it in parts, as tensors through a tensor group, or give "
+                "every rank a higher limit"
+            )
+        try:
+            for rank in ranks:
+                if rank == self.rank:
+                    self._own.put(message.parcel())
+                else:
+                    self._send(message, self._mesh.links[rank])
+        finally:
+            message.close()
+
+    def _send(self, message: Message, link: Link) -> None:
+        if link.unread_bytes >= self._max_unread_bytes:
+            self._wait_for_room(link)
+        if not link.left:
+            link.send(message)
+            if not link.cut_off:
+                return
+            # Its last words may still lie in the socket: whether it left, and what it sent before.
+            self._mesh.pump(0.0)
+        doing = f"sending to rank {link.rank}"
+        if not link.left:
+            self._mesh.raise_if_lost(doing)
+        if message.kind == Kind.OBJECT:
+            raise PeerLostError(f"rank {link.rank} has left the group; rank {self.rank} was {doing}")
+
+    def _wait_for_room(self, link: Link) -> None:
+        if not self._mesh.wait(
+            lambda: link.unread_bytes < self._max_unread_bytes or link.left,
+            doing=f"sending to rank {link.rank}",
+            deadline_s=time.monotonic() + self.store_timeout,
+        ):
+            raise GroupTimeoutError(
+                f"rank {link.rank} has {link.unread_bytes:,} bytes from rank {self.rank} unread, and had for "
+                f"{self.store_timeout:g} s; max_unread_bytes is {self._max_unread_bytes:,}"
+            )
+
+    def _wait_for(self, kind: Kind, ranks: Iterable[int]) -> None:
+        """Wait until each of ``ranks`` has sent something of this kind that is not read yet."""
+        self._check_open()
+        silent = [r for r in ranks if not self._inbox(r).has(kind)]
+        if not silent:
+            return
+        what = "an object" if kind == Kind.OBJECT else "a broadcast"
+
+        def heard() -> bool:
+            while silent and self._inbox(silent[-1]).has(kind):
+                silent.pop()
+            return not silent or any(r in self._mesh.links and self._mesh.links[r].left for r in silent)
+
+        deadline_s = time.monotonic() + self.store_timeout
+        in_time = self._mesh.wait(
+            heard, doing=f"waiting for {what} from {name_ranks(silent)}", deadline_s=deadline_s
+        )
+        silent = [r for r in silent if not self._inbox(r).has(kind)]
+        if silent and not in_time:
+            raise GroupTimeoutError(
+                f"rank {self.rank} waited {self.store_timeout:g} s for {what} from {name_ranks(silent)}; "
+                "look at their logs, or give the group a longer store_timeout"
+            )
+        if silent:
+            gone = [r for r in silent if r not in self._mesh.present()]
+            raise PeerLostError(
+                f"{name_ranks(gone)} left the group without sending {what} that rank {self.rank} waits for"
+            )
+
+    def _take(self, kind: Kind, src: int) -> Any:
+        """Return the next object of this kind from ``src``, waiting for it if need be."""
+        self._wait_for(kind, [src])
+        parcel = self._inbox(src).take(kind)
+        if src != self.rank:
+            self._mesh.links[src].read(parcel.content_bytes + OVERHEAD_BYTES)
+        waited_s = time.monotonic() - parcel.sent_s
+        if waited_s > self.data_expiration_seconds:
+            raise MessageError(
+                f"message {parcel.number} from rank {src} to rank {self.rank} expired unread: it is "
+                f"{waited_s:.1f} s old and data_expiration_seconds is {self.data_expiration_seconds:g}"
+            )
+        try:
+            return codec.decode(parcel.head, parcel.body, allow_pickle=self._allow_pickle)
+        except MessageError as error:
+            raise MessageError(f"from rank {src}: {error}") from error

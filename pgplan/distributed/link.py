@@ -1,0 +1,150 @@
+"""Join the two halves of a connection to one peer, and keep what has arrived until it is read."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pgplan.distributed.incoming import Incoming
+from pgplan.distributed.outgoing import Outgoing
+from pgplan.distributed.wire import Kind, Message, Parcel
+from pgplan.errors import MessageError
+
+if TYPE_CHECKING:
+    from pgplan.distributed.auth import Seal
+
+# A reader tells its sender each time it has read this much; far below any sensible bound on unread bytes.
+_CREDIT_BYTES = 1 << 20
+
+
+class Inbox:
+    """Keep what one rank sent until it is read: in order, per kind."""
+
+    def __init__(self) -> None:
+        self._parcels: dict[int, deque[Parcel]] = {}
+
+    def put(self, parcel: Parcel) -> None:
+        """Add what has arrived."""
+        self._parcels.setdefault(parcel.kind, deque()).append(parcel)
+
+    def has(self, kind: Kind) -> bool:
+        """Return whether something of this kind waits to be read."""
+        return bool(self._parcels.get(kind))
+
+    def take(self, kind: Kind) -> Parcel:
+        """Return the oldest of this kind."""
+        return self._parcels[kind].popleft()
+
+    def empty_before(self, sent_s: float) -> int:
+        """Free the contents of what was sent before ``sent_s`` and return how many bytes that freed.
+
+        The empty parcels stay, so that their readers learn what happened.
+        """
+        freed_bytes = 0
+        for parcels in self._parcels.values():
+            for index, parcel in enumerate(parcels):
+                if parcel.sent_s >= sent_s:
+                    break
+                freed_bytes += parcel.content_bytes
+                parcels[index] = parcel._replace(inline_head=b"", head_bytes=0, body=None)
+        return freed_bytes
+
+
+class Link:
+    """Hold the connection between this rank and one peer.
+
+    Attributes:
+        rank: The peer.
+        lost: Why the peer is gone without having left, or None.
+        left: Whether the peer closed the group; all that it sent has arrived then.
+        unread_bytes: What was sent to the peer and is, as far as known, not read there yet.
+        inbox: What arrived from the peer and is not read yet.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        rank: int,
+        *,
+        max_message_bytes: int,
+        seal: Seal | None = None,
+        clock_offset_s: float = 0.0,
+    ) -> None:
+        sock.setblocking(False)
+        self.socket, self.rank = sock, rank
+        self.lost: str | None = None
+        self.left = False
+        self.unread_bytes = 0
+        self.inbox = Inbox()
+        self._read_bytes = 0
+        self._outgoing = Outgoing(sock, seal=seal)
+        self._incoming = Incoming(
+            sock, max_message_bytes=max_message_bytes, seal=seal, clock_offset_s=clock_offset_s
+        )
+
+    def send(self, message: Message) -> None:
+        """Send an object's message without waiting for its reader."""
+        self._outgoing.send(message)
+        self.unread_bytes += message.charge_bytes
+
+    def tell(self, kind: Kind, number: int = 0, content: bytes = b"") -> None:
+        """Send a frame of the group's own business; a peer that has gone does not mind."""
+        self._outgoing.send(Message(kind, content), number)
+
+    def receive(self) -> Iterator[Parcel]:
+        """Yield the frames that have arrived, except those that concern the link alone.
+
+        Raises:
+            MessageError: The peer broke the protocol; the link is lost.
+        """
+        try:
+            for parcel in self._incoming.receive():
+                if parcel.kind == Kind.CREDIT:
+                    self.unread_bytes -= parcel.number
+                elif parcel.kind == Kind.GOODBYE:
+                    self._part(bytes(parcel.head).decode(errors="replace"))
+                elif parcel.kind < Kind.ARRIVED:
+                    self.inbox.put(parcel)
+                else:
+                    yield parcel
+        except MessageError as error:
+            self.lost = self._incoming.ended
+            raise MessageError(f"rank {self.rank}: {error}") from error
+        if self._incoming.ended and not self.left:
+            self.lost = self.lost or self._incoming.ended
+
+    def _part(self, reason: str) -> None:
+        """Note a goodbye: without a reason the peer has left, with one it has failed."""
+        if reason:
+            self.lost = reason
+        else:
+            self.left = True
+
+    @property
+    def cut_off(self) -> bool:
+        """Return whether nothing more can be sent."""
+        return self._outgoing.broken is not None
+
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing more can arrive."""
+        return self._incoming.ended is not None
+
+    def read(self, size_bytes: int) -> None:
+        """Count bytes as read, and let the sender know every now and then."""
+        self._read_bytes += size_bytes
+        if self._read_bytes >= _CREDIT_BYTES:
+            self.tell(Kind.CREDIT, self._read_bytes)
+            self._read_bytes = 0
+
+    def undelivered_bytes(self) -> int:
+        """Return how many bytes the peer's kernel does not hold yet."""
+        return self._outgoing.undelivered_bytes()
+
+    def close(self) -> None:
+        """Drop what is queued and close the connection."""
+        self._outgoing.close()
+        self._incoming.close()
+        self.socket.close()

@@ -1,0 +1,139 @@
+"""Wait on the links of one rank: the only place where the metadata plane ever blocks.
+
+Every wait is one ``poll`` over all links. It ends when what it waits for is there, at its limit, or as soon
+as any peer is lost: a group that has lost a member cannot finish what it is about, and the ranks that do
+not talk to the dead one should learn its name too, not that of the next one to fail.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import select
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from pgplan.distributed.link import Link
+from pgplan.distributed.wire import Kind, Parcel
+from pgplan.errors import MessageError, PeerLostError
+
+# How long the exit of an interpreter may wait for messages that its peers have no room for.
+EXIT_LINGER_S = 30.0
+_open: set[Mesh] = set()
+
+
+class Mesh:
+    """Hold the links of one rank to its peers and wait on them.
+
+    Args:
+        links: The link to each peer, by rank.
+        rank: This rank.
+        on_parcel: What is told of every frame that is not an object, with the rank it came from.
+    """
+
+    def __init__(
+        self, links: Mapping[int, Link], *, rank: int, on_parcel: Callable[[int, Parcel], None]
+    ) -> None:
+        self.links = dict(links)
+        self.rank = rank
+        self._on_parcel = on_parcel
+        self._poll = select.poll()
+        self._by_descriptor = {link.socket.fileno(): link for link in self.links.values()}
+        for descriptor in self._by_descriptor:
+            self._poll.register(descriptor, select.POLLIN)
+        _open.add(self)
+
+    def present(self) -> list[int]:
+        """Return the ranks that have not left, in order, this one among them."""
+        return sorted([self.rank, *(link.rank for link in self.links.values() if not link.left)])
+
+    def raise_if_lost(self, doing: str) -> None:
+        """Raise PeerLostError if any peer is lost, naming all that are."""
+        lost = [link for link in self.links.values() if link.lost]
+        if lost:
+            reasons = "; ".join(f"rank {link.rank} is gone: {link.lost}" for link in lost)
+            raise PeerLostError(f"{reasons}; rank {self.rank} was {doing}; look at the lost rank's log")
+
+    def pump(self, timeout_s: float) -> None:
+        """Take in what arrives, waiting at most ``timeout_s`` for the first of it."""
+        for descriptor, _ in self._poll.poll(max(0.0, timeout_s) * 1000):
+            link = self._by_descriptor[descriptor]
+            try:
+                for parcel in link.receive():
+                    self._on_parcel(link.rank, parcel)
+            finally:
+                if link.ended:
+                    self._poll.unregister(descriptor)
+
+    def wait(self, done: Callable[[], bool], *, doing: str, deadline_s: float) -> bool:
+        """Pump until ``done()`` or the deadline (on the monotonic clock); return whether it is done.
+
+        Raises:
+            PeerLostError: A peer is lost and ``done()`` does not hold.
+        """
+        while not done():
+            if any(link.lost for link in self.links.values()):
+                self.pump(0.0)  # what the others sent before may be what is waited for
+                if done():
+                    return True
+                self.raise_if_lost(doing)
+            remaining_s = deadline_s - time.monotonic()
+            if remaining_s <= 0:
+                return False
+            self.pump(remaining_s)
+        return True
+
+    def leave(self, reason: str = "", *, linger_s: float = EXIT_LINGER_S) -> list[int]:
+        """Say goodbye, wait until the peers' kernels hold what was sent, and close the links.
+
+        Args:
+            reason: Why this rank cannot go on; empty for an orderly goodbye.
+            linger_s: How long to wait for peers that have no room.
+
+        Returns:
+            The ranks that did not get everything.
+        """
+        for link in self.links.values():
+            link.tell(Kind.GOODBYE, content=reason.encode())
+        deadline_s = time.monotonic() + linger_s
+        pause_s = 0.0
+        while (short := self._undelivered()) and time.monotonic() < deadline_s:
+            # Their output may wait for this rank to take in its own, which nobody will read any more.
+            with contextlib.suppress(MessageError):
+                self.pump(pause_s)
+            pause_s = min(0.01, 2 * pause_s + 0.0002)
+        self.close()
+        return short
+
+    def _undelivered(self) -> list[int]:
+        return [
+            r
+            for r, link in self.links.items()
+            if not link.left and not link.lost and link.undelivered_bytes()
+        ]
+
+    def close(self) -> None:
+        """Close every link."""
+        _open.discard(self)
+        for link in self.links.values():
+            link.close()
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """Return the ranks as a reader expects them in a sentence.
+
+    >>> name_ranks([2]), name_ranks([1, 3])
+    ('rank 2', 'ranks 1, 3')
+    """
+    names = ", ".join(str(r) for r in sorted(ranks))
+    return f"ranks {names}" if "," in names else f"rank {names}"
+
+
+@atexit.register
+def _leave_all() -> None:
+    """Say goodbye for the groups that nobody closed; with the reason if an exception ended the program."""
+    failure = getattr(sys, "last_value", None)
+    reason = f"it ended with {type(failure).__name__}: {failure}" if failure is not None else ""
+    for mesh in list(_open):
+        mesh.leave(reason)

@@ -1,0 +1,174 @@
+"""Say what a message looks like between two ranks, whatever carries it.
+
+A frame is a fixed header, a *head* (msgpack, at most 64 KiB) and a *body* (the large buffers that the head
+refers to; a larger head goes there too). Over socket pairs a body beyond 64 KiB travels as a sealed memory
+file whose descriptor rides beside the header. Over TCP the body follows the head in the stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from pgplan.distributed.memory_files import sealed_file
+
+# magic, kind, flags, head bytes, body bytes, number, sender's monotonic clock in seconds.
+HEADER = struct.Struct("!2sBBIQQd")
+MAGIC = b"pg"
+HEAD_IN_BODY = 1
+BODY_IN_FILE = 2
+
+INLINE_BYTES = 64 << 10
+ALIGNMENT = 64
+# What a message costs its reader beyond its bytes: an object, a queue entry, a header.
+OVERHEAD_BYTES = 256
+# One vectored write takes 1024 parts (IOV_MAX); long before that joining them is cheaper.
+_MAX_PARTS = 64
+
+
+class Kind(IntEnum):
+    """Name what a frame is for: objects of the user below 16, the group's own business above."""
+
+    OBJECT = 1
+    BROADCAST = 2
+    ARRIVED = 16
+    ANNOUNCED = 17
+    RELEASED = 18
+    GAVE_UP = 19
+    CREDIT = 20
+    GOODBYE = 21
+    RENDEZVOUS = 22
+
+
+class Parcel(NamedTuple):
+    """Hold a frame that arrived.
+
+    ``number`` counts per sender and kind, or is what the kind says; ``sent_s`` is on this host's clock.
+    """
+
+    kind: int
+    number: int
+    sent_s: float
+    inline_head: bytes
+    head_bytes: int
+    body: memoryview | None
+
+    @property
+    def head(self) -> bytes | memoryview:
+        """Return the msgpack part, from the frame or, where it was large, from the end of the body."""
+        if self.inline_head or not self.body:
+            return self.inline_head
+        return self.body[len(self.body) - self.head_bytes :]
+
+    @property
+    def content_bytes(self) -> int:
+        """Return how many bytes the message holds here."""
+        return len(self.inline_head) + (len(self.body) if self.body else 0)
+
+
+class Message:
+    """Hold an encoded message on its way out, to one reader or to many.
+
+    The buffers are the sender's own memory until :meth:`frozen` or :meth:`descriptor` makes the one copy that
+    outlives the call.
+    """
+
+    __slots__ = (
+        "_descriptor",
+        "_digest",
+        "_frozen",
+        "_parts",
+        "body_bytes",
+        "flags",
+        "head",
+        "head_bytes",
+        "kind",
+    )
+
+    def __init__(self, kind: Kind, head: bytes = b"", buffers: Sequence[memoryview] = ()) -> None:
+        self.kind = kind
+        self.head, self.head_bytes, self.flags = head, len(head), 0
+        self.body_bytes = 0
+        self._parts: list[bytes | memoryview] = []
+        for buffer in buffers:
+            self._append(buffer)
+        if len(head) > INLINE_BYTES:
+            self.head, self.flags = b"", HEAD_IN_BODY
+            self._append(head)
+        self._descriptor: int | None = None
+        self._digest: bytes | None = None
+        self._frozen: bytes | None = None
+
+    def _append(self, buffer: bytes | memoryview) -> None:
+        if padding := -self.body_bytes % ALIGNMENT:
+            self._parts.append(bytes(padding))
+        self._parts.append(buffer)
+        self.body_bytes += padding + len(buffer)
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how many bytes travel, the header aside."""
+        return len(self.head) + self.body_bytes
+
+    @property
+    def charge_bytes(self) -> int:
+        """Return what the message counts for at its reader until it is read."""
+        return self.size_bytes + OVERHEAD_BYTES
+
+    def prologue(self, number: int, *, in_file: bool) -> bytes:
+        """Return header and head of the frame, sent now."""
+        flags = self.flags | (BODY_IN_FILE if in_file else 0)
+        sizes = self.head_bytes, self.body_bytes
+        return HEADER.pack(MAGIC, self.kind, flags, *sizes, number, time.monotonic()) + self.head
+
+    def parts(self) -> list[bytes | memoryview]:
+        """Return the body as what can be handed to one vectored write."""
+        if self._frozen is None and len(self._parts) <= _MAX_PARTS:
+            return self._parts
+        return [self.frozen()]
+
+    def frozen(self) -> bytes:
+        """Return one copy of the body that the sender's later writes cannot reach."""
+        if self._frozen is None:
+            self._frozen = b"".join(self._parts)
+        return self._frozen
+
+    def digest(self) -> bytes:
+        """Return what an authenticated frame says about its body; computed once for all readers."""
+        if self._digest is None:
+            self._digest = body_digest(self._parts)
+        return self._digest
+
+    def descriptor(self) -> int | None:
+        """Return a sealed memory file that holds the body; None where none can be had."""
+        if self._descriptor is None:
+            self._descriptor = sealed_file(self._parts, self.body_bytes)
+        return self._descriptor
+
+    def parcel(self) -> Parcel:
+        """Return the message as it arrives at a rank that sends to itself."""
+        body = memoryview(bytearray(self.frozen())) if self.body_bytes else None
+        return Parcel(self.kind, 0, time.monotonic(), self.head, self.head_bytes, body)
+
+    def close(self) -> None:
+        """Give the memory file back; readers and queues hold their own descriptors."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def body_digest(parts: Iterable[bytes | memoryview]) -> bytes:
+    """Return the SHA-256 of a body.
+
+    >>> body_digest([b"lay", b"ers"]) == body_digest([b"layers"])
+    True
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
