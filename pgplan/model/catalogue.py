@@ -65,7 +65,9 @@ def catalogue_entry(name: str) -> CatalogueEntry:
         found = [entry for entry in entries.values() if fold(entry.name) == wanted]
         if len(found) == 1:
             return found[0]
-    near = difflib.get_close_matches(name.rsplit("/", 1)[-1].lower(), entries, n=3, cutoff=0.5)
+    typed = name.rsplit("/", 1)[-1].lower()
+    longer = [known for known in entries if typed and known.startswith(typed)]
+    near = [*longer, *difflib.get_close_matches(typed, set(entries) - set(longer), n=3, cutoff=0.5)][:3]
     hint = f"the nearest are {', '.join(near)}" if near else "catalogue_names() lists all"
     raise ModelError(f"the catalogue has no model {name!r}; {hint}; or give the path of its config.json")
 
