@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import accumulate, pairwise
-from math import isfinite
+from math import frexp, isfinite
 
 from pgplan.errors import SplitError
 from pgplan.split.override import check_stage_count
@@ -48,7 +49,8 @@ def minimise_max_additive(
     layers[0] += extra_first
     layers[-1] += extra_last
     prefix = list(accumulate(layers, initial=0))
-    cuts = _even_cuts(prefix, _least_bottleneck(prefix, num_stages), num_stages)
+    bound = _least_bottleneck(prefix, max(layers), num_stages)
+    cuts = _even_cuts(prefix, bound, num_stages)
     sums = (prefix[stop] - prefix[start] for start, stop in pairwise(cuts))
     return SplitSolution(
         split=tuple(stop - start for start, stop in pairwise(cuts)),
@@ -59,25 +61,27 @@ def minimise_max_additive(
 
 def _as_integers(values: Sequence[float]) -> tuple[list[int], int]:
     """Return integers and the power of two by which they exceed the values, exactly."""
-    for value in values:
-        if not (isfinite(value) and value >= 0):
-            raise SplitError(
-                f"a layer cost must be finite and not negative, not {value!r}; give a number of at least 0"
-            )
-    if all(isinstance(value, int) for value in values):
+    if not all(map(isfinite, values)) or min(values) < 0:
+        wrong = next(value for value in values if not (isfinite(value) and value >= 0))
+        raise SplitError(f"a layer cost must be finite and not negative, not {wrong!r}; give at least 0")
+    if set(map(type, values)) == {int}:
         return [int(value) for value in values], 1
-    ratios = [value.as_integer_ratio() for value in values]
-    scale = max(denominator for _, denominator in ratios)
-    return [numerator * (scale // denominator) for numerator, denominator in ratios], scale
+    # A float has 53 significant bits: what makes the smallest whole makes all of them whole, and the product
+    # with a power of two is not rounded.
+    _, exponent = frexp(min((value for value in values if value), default=1.0))
+    scale = 2 ** max(0, 53 - exponent)
+    try:
+        return [int(value * scale) for value in values], scale
+    except OverflowError:  # the largest product is beyond the floats
+        return [int(Fraction(value) * scale) for value in values], scale
 
 
-def _least_bottleneck(prefix: list[int], num_stages: int) -> int:
+def _least_bottleneck(prefix: list[int], largest: int, num_stages: int) -> int:
     """Return the least ``bound`` such that the layers split into stages of at most ``bound`` each.
 
     ``low`` is a lower bound at every moment, ``high`` is attained by some split; they meet at the answer.
     """
-    total, largest = prefix[-1], max(stop - start for start, stop in pairwise(prefix))
-    low = max(largest, -(-total // num_stages))
+    low = max(largest, -(-prefix[-1] // num_stages))
     high = low + largest
     while low < high:
         bound = (low + high) // 2
@@ -124,7 +128,7 @@ def _even_cuts(prefix: list[int], bound: int, num_stages: int) -> list[int]:
     for stage in range(1, num_stages):
         reached = prefix[cuts[-1]]
         latest = min(bisect_right(prefix, reached + bound) - 1, num_layers - (num_stages - stage))
-        share = reached + (total - reached) / (num_stages - stage + 1)
+        share = reached + (total - reached) // (num_stages - stage + 1)
         cut = bisect_left(prefix, share)
         if prefix[cut] - share > share - prefix[cut - 1]:
             cut -= 1

@@ -76,9 +76,9 @@ def check_stage_count(num_layers: int, pp_size: int) -> None:
     Raises:
         SplitError: ``num_layers`` or ``pp_size`` is below 1, or layers are fewer than stages.
     """
-    for name, value in (("num_layers", num_layers), ("pp_size", pp_size)):
+    for what, value in (("the number of layers", num_layers), ("the number of stages (pp_size)", pp_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise SplitError(f"{name} must be an integer of at least 1, not {value!r}; give {name}=1 or more")
+            raise SplitError(f"{what} must be a whole number of at least 1, not {value!r}; give 1 or more")
     if num_layers < pp_size:
         raise SplitError(
             f"every stage needs at least one layer but {num_layers} layers cannot fill {pp_size} stages; "
