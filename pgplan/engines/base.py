@@ -176,7 +176,7 @@ class Engine(ABC):
         """Return its limits in force."""
 
     @abstractmethod
-    def kv_rule(self, model: ModelSpec, settings: EngineSettings, *, pp_size: int, tp_size: int) -> KVRule:
+    def kv_rule(self, model: ModelSpec, settings: EngineSettings, cluster: Cluster) -> KVRule:
         """Return its rule for the size of the KV cache."""
 
     @abstractmethod

@@ -126,8 +126,8 @@ class SGLangKVRule(KVRule):
         problem = None
         if pool <= 0:
             problem = (
-                f"stage {alone.index(pool)} has no memory for KV cache: its weights exceed its static share by "
-                f"{-pool / GIB:.2f} GiB"
+                f"stage {alone.index(pool)} has no memory for KV cache: its weights exceed its static share "
+                f"by {-pool / GIB:.2f} GiB"
             )
         elif fewest < self._max_model_len:
             problem = (

@@ -1,0 +1,65 @@
+"""Say what would make a plan fit that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pgplan.errors import PgplanError
+from pgplan.hardware import Cluster
+from pgplan.planning.choosing import Choice, choose_split
+from pgplan.planning.costing import Costing
+from pgplan.split import format_split
+from pgplan.workload import Workload
+
+# How far the search for more stages goes, as a multiple of those given.
+_MOST_STAGES = 8
+
+
+def advise(costing: Costing, *, split: tuple[int, ...]) -> str | None:
+    """Return one sentence with changes that fit, each found by planning it; ``None``: nothing tried does."""
+    mends = list(_mends(costing, split))
+    return f"it would fit with {', or with '.join(mends[:3])}" if mends else None
+
+
+def _mends(costing: Costing, split: tuple[int, ...]) -> Iterator[str]:
+    choice = _choose(costing)
+    if choice is not None and choice.split != split:
+        yield f"the split {format_split(choice.split)}"
+    workload = costing.workload
+    # One context after another that people set; the longest that fits is the one to name.
+    for length in (131072, 65536, 32768, 16384, 8192, 4096, 2048):
+        if workload.tokens_per_request <= length < costing.settings.max_model_len and _fits(
+            costing, workload=replace(workload, max_model_len=length)
+        ):
+            yield f"max_model_len {length}"
+            break
+    if costing.settings.kv_element_bytes > 1 and _fits(costing, workload=replace(workload, kv_dtype="fp8")):
+        yield "kv_dtype fp8"
+    cluster = costing.cluster
+    if cluster.is_uniform:
+        most = min(costing.model.num_layers, cluster.pp_size * _MOST_STAGES)
+        for stages in range(cluster.pp_size + 1, most + 1):
+            if _fits(costing, cluster=replace(cluster, gpus=(cluster.gpus[0],) * stages)):
+                yield f"{stages} stages of {cluster.gpus[0].name}"
+                break
+    if cluster.tp_size < 8 and _fits(costing, cluster=replace(cluster, tp_size=cluster.tp_size * 2)):
+        yield f"tp_size {cluster.tp_size * 2}"
+
+
+def _fits(costing: Costing, *, workload: Workload | None = None, cluster: Cluster | None = None) -> bool:
+    try:
+        changed = Costing(
+            costing.model, cluster or costing.cluster, workload or costing.workload, costing.engine
+        )
+    except PgplanError:
+        return False
+    return _choose(changed) is not None
+
+
+def _choose(costing: Costing) -> Choice | None:
+    try:
+        choice = choose_split(costing, "kv")
+    except PgplanError:
+        return None
+    return choice if choice.requests else None

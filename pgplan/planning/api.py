@@ -1,0 +1,98 @@
+"""``plan``: evaluate a split, or find the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+from pgplan.engines import Engine, find_engine
+from pgplan.errors import PlanError
+from pgplan.hardware import Cluster
+from pgplan.model import load_model
+from pgplan.model.spec import ModelSpec
+from pgplan.planning.advising import advise
+from pgplan.planning.choosing import choose_split
+from pgplan.planning.costing import Costing
+from pgplan.planning.evaluating import evaluate
+from pgplan.planning.record import OBJECTIVES, Objective, Plan
+from pgplan.split import parse_split
+from pgplan.workload import Workload
+
+
+def plan(
+    model: ModelSpec | str | PathLike[str] | dict[str, Any],
+    cluster: Cluster,
+    *,
+    workload: Workload | None = None,
+    engine: str | Engine = "vllm",
+    split: str | Sequence[int | None] = "auto",
+    objective: Objective = "decode",
+) -> Plan:
+    """Split a model over a cluster and say what every stage holds and how long it takes.
+
+    Args:
+        model: What is split; a name, path or dict is loaded.
+        cluster: What it is split over.
+        workload: What is served; default: 64 requests of 2048 prompt and 256 output tokens.
+        engine: Who runs it, e.g. ``"vllm"``, ``"vllm==0.24"``, ``"sglang"``.
+        split: ``"auto"`` (the best for ``objective``), ``"default"`` (the engine's own rule), layer counts,
+            or counts with ``*`` (``None``) where the best is to be found.
+        objective: ``"kv"``, ``"decode"``, ``"prefill"``, ``"memory"`` or ``"balanced"``.
+
+    Returns:
+        The plan, also when it does not fit: then ``fits`` is false and ``problems`` says what is short.
+
+    Raises:
+        PlanError: If the input is wrong: one line with rule, value and mend.
+        InfeasibleError: If pins and forbidden cuts leave no split at all.
+
+    >>> result = plan("llama-3.1-70b", Cluster.uniform("H200", pp_size=4), split="default")
+    >>> result.split, result.fits
+    ((20, 20, 20, 20), True)
+    """
+    if objective not in OBJECTIVES:
+        raise PlanError(f"objective {objective!r} is not known; give one of {', '.join(OBJECTIVES)}")
+    spec = model if isinstance(model, ModelSpec) else load_model(model)
+    costing = Costing(spec, cluster, workload or Workload(), find_engine(engine))
+    given = _given_split(costing, split)
+    if given is not None and None not in given:
+        counts = tuple(count for count in given if count is not None)
+        return _with_advice(costing, evaluate(costing, counts))
+    choice = choose_split(costing, objective, pins=given)
+    notes = () if choice.proven else ("beyond the slowest stage, the order of the others is not proven best",)
+    return _with_advice(costing, evaluate(costing, choice.split, objective=objective, notes=notes))
+
+
+def _given_split(costing: Costing, split: str | Sequence[int | None]) -> tuple[int | None, ...] | None:
+    """Return the layer counts that the user fixed, ``None`` where free; ``None``: all are free."""
+    num_layers, pp_size = costing.model.num_layers, costing.cluster.pp_size
+    if isinstance(split, str) and split.strip() == "auto":
+        return None
+    if isinstance(split, str) and split.strip() == "default":
+        return costing.engine.default_split(num_layers, pp_size)
+    given = parse_split(split, num_layers=num_layers, pp_size=pp_size)
+    _check_cuts(costing.model, given)
+    return given
+
+
+def _check_cuts(model: ModelSpec, given: tuple[int | None, ...]) -> None:
+    """Refuse a cut that the architecture forbids, where the given counts fix its place."""
+    forbidden = dict(model.forbidden_cuts)
+    cut = 0
+    for count in given[:-1]:
+        if count is None:
+            break
+        cut += count
+        if cut in forbidden:
+            raise PlanError(
+                f"{model.name} cannot be cut before layer {cut}: {forbidden[cut]}; move the cut by a layer"
+            )
+
+
+def _with_advice(costing: Costing, result: Plan) -> Plan:
+    if result.fits:
+        return result
+    advice = advise(costing, split=result.split)
+    return replace(result, problems=(*result.problems, advice)) if advice else result

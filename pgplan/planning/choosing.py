@@ -1,0 +1,261 @@
+"""Choose the split that an objective asks for, exactly.
+
+Every objective is the smallest possible worst stage, so one optimiser serves them all:
+
+    kv        cost of a stage = - units (blocks or tokens) that it can hold
+    decode    its seconds for one decode step, hand-off included
+    prefill   its seconds for one prefill chunk, hand-off included
+    memory    - bytes left free beside the KV cache that the workload needs
+    balanced  the worst of best-kv / kv, decode / best-decode, prefill / best-prefill
+
+Under all but ``kv`` a range that cannot hold the workload's requests costs infinity, so memory limits are
+kept. Where an engine gives every stage the smallest budget of all (``KVRule.coupled``), the largest bytes
+per unit of the split is tried at each value it can take; for each of them the stages are independent again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pgplan.planning.costing import Costing, PhaseTimes
+from pgplan.planning.record import Objective, split_ranges
+from pgplan.split import SplitInfeasibleError, SplitProblem, minimise_max
+
+# (stage, start, stop, bytes per unit that hold for the whole split or None) -> cost
+_Cost = Callable[[int, int, int, float | None], float]
+Pins = tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Hold the split that was chosen.
+
+    Args:
+        split: Layers per stage.
+        requests: Requests of the workload that its KV cache was required to hold; 0: no split holds one.
+        proven: Whether, beyond the worst stage, all further ones are proven best too.
+    """
+
+    split: tuple[int, ...]
+    requests: int
+    proven: bool
+
+
+def choose_split(costing: Costing, objective: Objective, *, pins: Pins | None = None) -> Choice:
+    """Return the best split for ``objective``.
+
+    When no split holds one request, the one that comes closest is returned with ``requests`` 0.
+
+    Raises:
+        SplitInfeasibleError: If pins and forbidden cuts leave no split at all.
+    """
+    search = _Search(costing, pins)
+    best_kv, proven = search.solve(search.kv_cost())
+    units = search.units(best_kv)
+    requests = min(search.requests_held(units), costing.workload.concurrency)
+    if requests < 1 or not search.admits(best_kv):
+        closest, proven = search.solve(search.deficit_cost())
+        return Choice(split=closest, requests=0, proven=proven)
+    if objective == "kv":
+        return Choice(split=best_kv, requests=requests, proven=proven)
+    search.require(requests)
+    if objective == "memory":
+        split, proven = search.solve(search.headroom_cost())
+    elif objective == "balanced":
+        split, proven = search.solve(search.balanced_cost(units))
+    else:
+        split, proven = search.solve(search.time_cost(search.times(objective)))
+    return Choice(split=split, requests=requests, proven=proven)
+
+
+class _Search:
+    def __init__(self, costing: Costing, pins: Pins | None) -> None:
+        self.costing = costing
+        self.rule = costing.kv_rule
+        self.pins = pins
+        self.requests = 1
+        self.needed_units = 0
+        self._classes = costing.stage_classes()
+        self._budgets: dict[tuple[object, int, int], int] = {}
+
+    # --- what a stage can hold ------------------------------------------------------------------------
+
+    def budget(self, stage: int, start: int, stop: int) -> int:
+        key = (self._classes[stage], start, stop)
+        if key not in self._budgets:
+            self._budgets[key] = self.costing.kv_budget_bytes(stage, start, stop)
+        return self._budgets[key]
+
+    def stage_units(self, stage: int, start: int, stop: int, unit_bytes: float | None) -> int:
+        budget = self.budget(stage, start, stop)
+        if unit_bytes is None:
+            return self.rule.units(start, stop, budget)
+        return max(0, math.floor(budget / unit_bytes))
+
+    def units(self, split: tuple[int, ...]) -> int:
+        """Return what the whole split holds, coupled stages included."""
+        ranges = split_ranges(split)
+        if not self.rule.coupled:
+            return min(self.rule.units(*span, self.budget(stage, *span)) for stage, span in enumerate(ranges))
+        pool = min(self.budget(stage, *span) for stage, span in enumerate(ranges))
+        return min(self.rule.units(*span, pool) for span in ranges)
+
+    def admits(self, split: tuple[int, ...]) -> bool:
+        ranges = split_ranges(split)
+        budgets = [self.budget(stage, *span) for stage, span in enumerate(ranges)]
+        if self.rule.coupled:
+            budgets = [min(budgets)] * len(budgets)
+        return all(self.rule.admits(*span, budget) for span, budget in zip(ranges, budgets, strict=True))
+
+    def requests_held(self, units: int) -> int:
+        return requests_held(self.costing, units)
+
+    def require(self, requests: int) -> None:
+        """Demand room for as many of the workload's requests, and for one of the longest context."""
+        self.requests = requests
+        tokens_each = self.costing.workload.tokens_per_request
+        self.needed_units = max(
+            self.rule.units_needed(requests=requests, tokens_each=tokens_each),
+            self.rule.units_needed(requests=1, tokens_each=self.costing.settings.max_model_len),
+        )
+
+    # --- costs ----------------------------------------------------------------------------------------
+
+    def kv_cost(self) -> _Cost:
+        return lambda stage, start, stop, unit: -float(self.stage_units(stage, start, stop, unit))
+
+    def deficit_cost(self) -> _Cost:
+        needed = max(
+            self.rule.units_needed(requests=1, tokens_each=self.costing.settings.max_model_len),
+            self.rule.units_needed(requests=1, tokens_each=self.costing.workload.tokens_per_request),
+        )
+
+        def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
+            each = unit if unit is not None else self.rule.bytes_per_unit(start, stop)
+            return needed * each - self.budget(stage, start, stop)
+
+        return cost
+
+    def headroom_cost(self) -> _Cost:
+        def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
+            each = unit if unit is not None else self.rule.bytes_per_unit(start, stop)
+            short = self.needed_units * each - self.budget(stage, start, stop)
+            return math.inf if short > 0 else short
+
+        return cost
+
+    def times(self, objective: Objective) -> PhaseTimes:
+        if objective == "prefill":
+            return self.costing.prefill_times()
+        _, batch = self.costing.microbatches(self.requests)
+        return self.costing.decode_times(batch)
+
+    def time_cost(self, times: PhaseTimes) -> _Cost:
+        def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
+            if self.stage_units(stage, start, stop, unit) < self.needed_units:
+                return math.inf
+            return self.costing.stage_s(times, stage, start, stop) + times.handoff_s[stage]
+
+        return cost
+
+    def balanced_cost(self, best_units: int) -> _Cost:
+        phases = [self.times("decode"), self.times("prefill")]
+        costs = [self.time_cost(times) for times in phases]
+        best = [self.worst(cost, self.solve(cost)[0]) for cost in costs]
+
+        def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
+            units = self.stage_units(stage, start, stop, unit)
+            if units < max(1, self.needed_units):
+                return math.inf
+            ratios = [
+                price(stage, start, stop, unit) / least for price, least in zip(costs, best, strict=True)
+            ]
+            return max(best_units / units, *ratios)
+
+        return cost
+
+    # --- search ---------------------------------------------------------------------------------------
+
+    def worst(self, cost: _Cost, split: tuple[int, ...]) -> float:
+        unit = self._largest_unit(split) if self.rule.coupled else None
+        return max(cost(stage, *span, unit) for stage, span in enumerate(split_ranges(split)))
+
+    def solve(self, cost: _Cost) -> tuple[tuple[int, ...], bool]:
+        """Return the split with the smallest worst cost, and whether all further stages are proven."""
+        if not self.rule.coupled:
+            return self._solve_for(cost, None)
+        best: tuple[list[float], tuple[int, ...], bool] | None = None
+        for unit in self._unit_candidates():
+            # Without the cap on the bytes per unit this is a lower bound, and it rises with the unit.
+            try:
+                split, proven = self._solve_for(cost, unit, capped=False)
+            except SplitInfeasibleError:
+                if best is None:
+                    raise
+                break
+            if best is not None and self._costs(cost, split, unit) >= best[0]:
+                break
+            if self._largest_unit(split) > unit:
+                try:
+                    split, proven = self._solve_for(cost, unit, capped=True)
+                except SplitInfeasibleError:
+                    continue
+            # Score with the unit that the split really has, which may be smaller than the cap.
+            costs = self._costs(cost, split, self._largest_unit(split))
+            if best is None or costs < best[0]:
+                best = (costs, split, proven)
+        if best is None:
+            raise AssertionError("unreachable: the last candidate caps nothing")
+        return best[1], best[2]
+
+    def _solve_for(
+        self, cost: _Cost, unit: float | None, *, capped: bool = False
+    ) -> tuple[tuple[int, ...], bool]:
+        def stage_cost(stage: int, start: int, stop: int) -> float:
+            if capped and unit is not None and self.rule.bytes_per_unit(start, stop) > unit:
+                return math.inf
+            return cost(stage, start, stop, unit)
+
+        solution = minimise_max(
+            SplitProblem(
+                num_layers=self.costing.model.num_layers,
+                num_stages=self.costing.cluster.pp_size,
+                stage_cost=stage_cost,
+                pins=self.pins,
+                forbidden_cuts=frozenset(cut for cut, _ in self.costing.model.forbidden_cuts),
+                stage_classes=self._classes,
+            )
+        )
+        return solution.split, solution.lexicographic
+
+    def _costs(self, cost: _Cost, split: tuple[int, ...], unit: float) -> list[float]:
+        spans = enumerate(split_ranges(split))
+        return sorted((cost(stage, *span, unit) for stage, span in spans), reverse=True)
+
+    def _largest_unit(self, split: tuple[int, ...]) -> float:
+        return max(self.rule.bytes_per_unit(*span) for span in split_ranges(split))
+
+    def _unit_candidates(self) -> Iterator[float]:
+        """Yield every value that the largest bytes per unit of a split can take, smallest first."""
+        count = self.costing.model.num_layers
+        longest = count - self.costing.cluster.pp_size + 1
+        least = self.rule.bytes_per_unit(0, count) / self.costing.cluster.pp_size
+        values = {
+            self.rule.bytes_per_unit(start, start + length)
+            for length in range(1, longest + 1)
+            for start in range(count - length + 1)
+        }
+        yield from sorted(value for value in values if value >= least)
+
+
+def requests_held(costing: Costing, units: int) -> int:
+    """Return how many of the workload's requests ``units`` units hold.
+
+    The need grows by the same amount with each request, so two values give the line.
+    """
+    tokens_each = costing.workload.tokens_per_request
+    one = costing.kv_rule.units_needed(requests=1, tokens_each=tokens_each)
+    each = costing.kv_rule.units_needed(requests=2, tokens_each=tokens_each) - one
+    return max(0, (units - (one - each)) // each)

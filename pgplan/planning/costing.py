@@ -1,0 +1,275 @@
+"""The problem that a plan answers: what any range of layers costs on any stage.
+
+``Costing`` prepares a model, a cluster, a workload and an engine once; after that the bytes and seconds of
+a range take a few look-ups, which is what lets the optimiser try thousands of ranges and a slider redraw
+at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
+
+from pgplan.cost import memory as sizes
+from pgplan.cost.communication import all_reduce_s, handoff_bytes, handoff_s
+from pgplan.cost.rates import Rates
+from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes
+from pgplan.cost.timing import Batch, Parts, embedding_time, head_time, layer_time
+from pgplan.engines import Engine, StageMemory
+from pgplan.hardware import GPU, Cluster
+from pgplan.model.spec import ModelSpec
+from pgplan.split import check_stage_count
+from pgplan.workload import Workload
+
+_Number = TypeVar("_Number", int, float)
+
+_ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseTimes:
+    """Hold the times of one phase (prefill or decode) for one microbatch.
+
+    Args:
+        batch: The microbatch.
+        layer_parts: Per device and kind of layer, where its seconds go.
+        layer_sums: Per device, seconds of the layers before an index.
+        first_s: Per device, seconds of the embedding.
+        last_s: Per device, seconds of final norm, head and sampler.
+        handoff_s: Per stage, seconds of the hand-off to the next; 0 for the last.
+    """
+
+    batch: Batch
+    layer_parts: dict[GPU, tuple[Parts, ...]]
+    layer_sums: dict[GPU, list[float]]
+    first_s: dict[GPU, float]
+    last_s: dict[GPU, float]
+    handoff_s: tuple[float, ...]
+
+
+class Costing:
+    """Know the bytes and seconds of every range of layers on every stage.
+
+    Raises:
+        PlanError: If the parts do not go together (stages and layers, ``tp_size`` and heads, an
+            architecture or dtype that the engine refuses, a context that is too long).
+    """
+
+    def __init__(self, model: ModelSpec, cluster: Cluster, workload: Workload, engine: Engine) -> None:
+        check_stage_count(model.num_layers, cluster.pp_size)
+        check_tp_size(model, tp_size=cluster.tp_size)
+        engine.check(model, cluster, workload)
+        self.model, self.cluster, self.workload, self.engine = model, cluster, workload, engine
+        self.settings = engine.settings(model, cluster, workload)
+        self.kv_rule = engine.kv_rule(model, self.settings, cluster)
+        self.placement = engine.placement(model, pp_size=cluster.pp_size)
+        self.element_bytes = _ELEMENT_BYTES[model.dtype]
+        self._prepare_memory()
+        self._times: dict[tuple[bool, int], PhaseTimes] = {}
+
+    # --- memory ---------------------------------------------------------------------------------------
+
+    def _prepare_memory(self) -> None:
+        model, tp_size = self.model, self.cluster.tp_size
+        kind_bytes = [
+            layer_bytes(kind, tp_size=tp_size)
+            + self.engine.derived_bytes(kind, tp_size=tp_size, element_bytes=self.element_bytes)
+            for kind in model.kinds
+        ]
+        self._layer_sums = _sums(kind_bytes, model.pattern)
+        self._parameter_sums = _sums([kind.parameters for kind in model.kinds], model.pattern)
+        self._kind_counts = [
+            list(accumulate((index == kind for index in model.pattern), initial=0))
+            for kind in range(len(model.kinds))
+        ]
+        # A dummy step of the largest chunk is what engines measure their peak with.
+        self._kind_activation = [
+            sizes.activation_bytes(
+                model,
+                kind,
+                tokens=self.settings.max_num_batched_tokens,
+                tp_size=tp_size,
+                element_bytes=self.element_bytes,
+            )
+            for kind in model.kinds
+        ]
+        self._rotary: dict[frozenset[int], int] = {}
+        self.embedding_bytes = rank_bytes(model.embedding, tp_size=tp_size)
+        self.head_bytes = rank_bytes(model.head, tp_size=tp_size)
+        self.norm_bytes = sum(rank_bytes(norm, tp_size=tp_size) for norm in model.final_norm)
+        self.tower_bytes = sum(rank_bytes(weight, tp_size=tp_size) for weight in model.towers)
+        rows = min(self.settings.max_num_seqs, self.settings.max_num_batched_tokens)
+        self._logits_bytes = sizes.logits_bytes(model, rows=rows)
+        alone = self.cluster.pp_size * tp_size == 1
+        self.process_bytes = sizes.CONTEXT_BYTES + (0 if alone else sizes.NCCL_BYTES)
+
+    def range_layer_bytes(self, start: int, stop: int) -> int:
+        """Return the bytes of the weights of layers ``[start, stop)`` on one rank."""
+        return self._layer_sums[stop] - self._layer_sums[start]
+
+    def range_parameters(self, start: int, stop: int) -> int:
+        """Count the parameters of layers ``[start, stop)``."""
+        return self._parameter_sums[stop] - self._parameter_sums[start]
+
+    def range_kinds(self, start: int, stop: int) -> frozenset[int]:
+        """Return the kinds (indices) that occur in layers ``[start, stop)``."""
+        counts = self._kind_counts
+        return frozenset(kind for kind in range(len(counts)) if counts[kind][stop] > counts[kind][start])
+
+    def outside_bytes(self, stage: int) -> tuple[int, int, int]:
+        """Return the bytes of embedding, head (with final norm) and towers on a stage."""
+        last, pp_size = self.cluster.pp_size - 1, self.cluster.pp_size
+        embedding = self.embedding_bytes if self.placement.has_embedding(stage, pp_size) else 0
+        head = self.head_bytes if self.placement.has_head(stage, pp_size) else 0
+        return embedding, head + (self.norm_bytes if stage == last else 0), self.tower_bytes * (stage == 0)
+
+    def rotary_bytes(self, kinds: frozenset[int]) -> int:
+        """Return the bytes of the rotary tables that layers of these kinds need."""
+        if kinds not in self._rotary:
+            self._rotary[kinds] = sizes.rotary_table_bytes(
+                self.model, kinds, element_bytes=self.element_bytes
+            )
+        return self._rotary[kinds]
+
+    def peaks(self, stage: int, kinds: frozenset[int]) -> tuple[int, int]:
+        """Return the activation peak, and what logits need beyond it (last stage)."""
+        activation = max(self._kind_activation[kind] for kind in kinds)
+        last = stage == self.cluster.pp_size - 1
+        return activation, max(0, self._logits_bytes - activation) if last else 0
+
+    def stage_memory(self, stage: int, start: int, stop: int) -> StageMemory:
+        """Return the bytes of a range on a stage, as the engine's KV rule asks for them."""
+        kinds = self.range_kinds(start, stop)
+        weights = self.range_layer_bytes(start, stop) + sum(self.outside_bytes(stage))
+        return StageMemory(
+            memory_bytes=self.cluster.gpus[stage].memory_bytes,
+            weight_bytes=weights + self.rotary_bytes(kinds),
+            transient_bytes=sum(self.peaks(stage, kinds)),
+            process_bytes=self.process_bytes,
+            library_bytes=sizes.CUBLAS_BYTES,
+        )
+
+    def kv_budget_bytes(self, stage: int, start: int, stop: int) -> int:
+        """Return the bytes that a range on a stage leaves for its KV cache, seen alone."""
+        return self.kv_rule.budget_bytes(self.stage_memory(stage, start, stop))
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def microbatches(self, concurrency: int) -> tuple[int, int]:
+        """Return microbatches in flight and requests in each when ``concurrency`` requests are served."""
+        served = Workload(
+            prompt_tokens=self.workload.prompt_tokens,
+            output_tokens=self.workload.output_tokens,
+            concurrency=max(1, concurrency),
+        )
+        return self.engine.microbatches(served, self.settings, pp_size=self.cluster.pp_size)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Return the tokens of one prefill microbatch: a full chunk, if the prompts fill it."""
+        return min(
+            self.settings.max_num_batched_tokens, self.workload.concurrency * self.workload.prompt_tokens
+        )
+
+    def prefill_times(self) -> PhaseTimes:
+        """Return the times of a prefill chunk."""
+        tokens, prompt = self.prefill_tokens, self.workload.prompt_tokens
+        # A causal token sees half its prompt on average, also when the prompt takes several chunks.
+        return self._phase(
+            decode=False, tokens=tokens, sequences=max(1, tokens // prompt), context=prompt / 2
+        )
+
+    def decode_times(self, batch: int) -> PhaseTimes:
+        """Return the times of a decode step of ``batch`` requests, half-way through their output."""
+        context = self.workload.prompt_tokens + self.workload.output_tokens / 2
+        return self._phase(decode=True, tokens=batch, sequences=batch, context=context)
+
+    def _phase(self, *, decode: bool, tokens: int, sequences: int, context: float) -> PhaseTimes:
+        key = (decode, tokens)
+        if key not in self._times:
+            batch = Batch(
+                tokens=tokens,
+                sequences=sequences,
+                context=context,
+                cached=context,
+                decode=decode,
+                element_bytes=self.element_bytes,
+                kv_element_bytes=self.settings.kv_element_bytes,
+            )
+            self._times[key] = self._make_phase(batch)
+        return self._times[key]
+
+    def _make_phase(self, batch: Batch) -> PhaseTimes:
+        model, tp_size, cluster = self.model, self.cluster.tp_size, self.cluster
+        parts: dict[GPU, tuple[Parts, ...]] = {}
+        first: dict[GPU, float] = {}
+        last: dict[GPU, float] = {}
+        message = batch.tokens * model.hidden_size * self.element_bytes
+        for gpu in dict.fromkeys(cluster.gpus):
+            rates = Rates.roofline(gpu)
+            # Attention and MLP each end in an all-reduce.
+            reduced = 2 * all_reduce_s(message, gpu=gpu, tp_size=tp_size)
+            parts[gpu] = tuple(
+                (*layer_time(model, kind, batch, rates, tp_size=tp_size), ("all-reduce", reduced))
+                for kind in model.kinds
+            )
+            first[gpu] = embedding_time(model, batch, rates)
+            last[gpu] = head_time(model, batch.sequences, batch, rates, tp_size=tp_size)
+        sent = handoff_bytes(model, tokens=batch.tokens, tp_size=tp_size, element_bytes=self.element_bytes)
+        hops = tuple(
+            handoff_s(sent, cluster.stage_link(stage), gpu=cluster.gpus[stage + 1], tp_size=tp_size)
+            for stage in range(cluster.pp_size - 1)
+        )
+        return PhaseTimes(
+            batch=batch,
+            layer_parts=parts,
+            layer_sums={
+                gpu: _sums([sum(seconds for _, seconds in kind) for kind in kinds], model.pattern)
+                for gpu, kinds in parts.items()
+            },
+            first_s=first,
+            last_s=last,
+            handoff_s=(*hops, 0.0),
+        )
+
+    def stage_s(self, times: PhaseTimes, stage: int, start: int, stop: int) -> float:
+        """Return the compute seconds of a range on a stage for one microbatch."""
+        gpu = self.cluster.gpus[stage]
+        sums = times.layer_sums[gpu]
+        seconds = sums[stop] - sums[start]
+        if stage == 0:
+            seconds += times.first_s[gpu]
+        if stage == self.cluster.pp_size - 1:
+            seconds += times.last_s[gpu]
+        return seconds
+
+    def stage_parts(self, times: PhaseTimes, stage: int, start: int, stop: int) -> Parts:
+        """Return where the compute seconds of a range on a stage go."""
+        gpu = self.cluster.gpus[stage]
+        totals: dict[str, float] = {}
+        for kind, counts in enumerate(self._kind_counts):
+            count = counts[stop] - counts[start]
+            for part, seconds in times.layer_parts[gpu][kind] if count else ():
+                totals[part] = totals.get(part, 0.0) + count * seconds
+        if stage == 0:
+            totals["embedding"] = times.first_s[gpu]
+        if stage == self.cluster.pp_size - 1:
+            totals["head and sampler"] = times.last_s[gpu]
+        return tuple((part, seconds) for part, seconds in totals.items() if seconds)
+
+    def stage_classes(self) -> tuple[tuple[object, ...], ...]:
+        """Return a key per stage; equal keys cost the same for equal ranges."""
+        last = self.cluster.pp_size - 1
+        links = [self.cluster.stage_link(stage) for stage in range(last)]
+        return tuple(
+            (gpu, stage == 0, stage == last, links[stage] if stage < last else None)
+            for stage, gpu in enumerate(self.cluster.gpus)
+        )
+
+
+def _sums(per_kind: Sequence[_Number], pattern: Sequence[int]) -> list[_Number]:
+    """Return the sums over the layers before each index, so that a range is one subtraction."""
+    zero = per_kind[0] * 0
+    return list(accumulate((per_kind[kind] for kind in pattern), initial=zero))

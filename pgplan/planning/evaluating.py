@@ -1,0 +1,250 @@
+"""Evaluate one split into a plan: bytes, seconds, and the sentences that say what follows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pgplan.cost.memory import graph_bytes
+from pgplan.cost.pipeline import Flow, flow
+from pgplan.cost.rates import ROOFLINE_ERROR
+from pgplan.engines import KVCapacity
+from pgplan.planning.choosing import requests_held
+from pgplan.planning.costing import Costing, PhaseTimes
+from pgplan.planning.record import Bottleneck, Objective, Plan, StagePlan, split_ranges
+
+GIB = 1 << 30
+
+# What the KV pool may be off by when the device's memory is known: the activation peak and the library
+# allocations are modelled, not measured.
+_KV_ERROR = 0.01
+
+
+def evaluate(
+    costing: Costing,
+    split: tuple[int, ...],
+    *,
+    objective: Objective | None = None,
+    notes: tuple[str, ...] = (),
+) -> Plan:
+    """Evaluate a split under everything that ``costing`` was prepared for."""
+    ranges = split_ranges(split)
+    memory = [costing.stage_memory(stage, *span) for stage, span in enumerate(ranges)]
+    capacity = costing.kv_rule.capacity(ranges, memory)
+    workload = costing.workload
+    units = min(
+        costing.kv_rule.units(*span, budget)
+        for span, budget in zip(ranges, _effective_budgets(costing, capacity), strict=True)
+    )
+    held = requests_held(costing, units)
+    served = max(1, min(workload.concurrency, costing.settings.max_num_seqs, held))
+    microbatches, batch = costing.microbatches(served)
+    prefill, decode = costing.prefill_times(), costing.decode_times(batch)
+    chunks = -(-workload.concurrency * workload.prompt_tokens // costing.prefill_tokens)
+    prefill_flow = _flow(costing, prefill, split, microbatches=min(costing.cluster.pp_size, chunks))
+    decode_flow = _flow(costing, decode, split, microbatches=microbatches)
+    stages = tuple(
+        _stage(costing, stage, capacity, prefill=prefill, decode=decode, span=span)
+        for stage, span in enumerate(ranges)
+    )
+    problems = _problems(costing, capacity, stages, held)
+    return Plan(
+        model=costing.model,
+        cluster=costing.cluster,
+        workload=workload,
+        engine=costing.engine.label,
+        settings=costing.settings,
+        split=split,
+        objective=objective,
+        stages=stages,
+        kv_tokens=capacity.tokens,
+        kv_requests=capacity.requests,
+        microbatches=microbatches,
+        decode_batch=batch,
+        prefill_tokens=costing.prefill_tokens,
+        prefill_cycle_s=prefill_flow.cycle_s,
+        decode_cycle_s=decode_flow.cycle_s,
+        prefill_latency_s=prefill_flow.latency_s,
+        decode_latency_s=decode_flow.latency_s,
+        prefill_tokens_per_s=costing.prefill_tokens / prefill_flow.period_s,
+        decode_tokens_per_s=served / microbatches / decode_flow.period_s,
+        fits=not problems,
+        problems=problems,
+        bottleneck=_bottleneck(costing, stages, capacity, objective, problems),
+        tier="roofline",
+        time_error=ROOFLINE_ERROR,
+        memory_error=_KV_ERROR + max(gpu.memory_error for gpu in costing.cluster.gpus),
+        notes=(
+            *_notes(costing, stages, decode_flow, microbatches=microbatches, served=served, held=held),
+            *notes,
+        ),
+    )
+
+
+def _effective_budgets(costing: Costing, capacity: KVCapacity) -> tuple[int, ...]:
+    budgets = capacity.budget_bytes
+    return (min(budgets),) * len(budgets) if costing.kv_rule.coupled else budgets
+
+
+def _flow(costing: Costing, times: PhaseTimes, split: tuple[int, ...], *, microbatches: int) -> Flow:
+    compute = [costing.stage_s(times, stage, *span) for stage, span in enumerate(split_ranges(split))]
+    return flow(compute, times.handoff_s, microbatches=microbatches)
+
+
+def _stage(
+    costing: Costing,
+    stage: int,
+    capacity: KVCapacity,
+    *,
+    prefill: PhaseTimes,
+    decode: PhaseTimes,
+    span: tuple[int, int],
+) -> StagePlan:
+    model, gpu = costing.model, costing.cluster.gpus[stage]
+    kinds = costing.range_kinds(*span)
+    embedding, head, tower = costing.outside_bytes(stage)
+    activation, logits = costing.peaks(stage, kinds)
+    outside = (embedding > 0) * model.embedding.parameters + (stage == 0) * sum(
+        weight.parameters for weight in model.towers
+    )
+    if costing.placement.has_head(stage, costing.cluster.pp_size):
+        outside += model.head.parameters
+    if stage == costing.cluster.pp_size - 1:
+        outside += sum(norm.parameters for norm in model.final_norm)
+    return StagePlan(
+        stage=stage,
+        start=span[0],
+        stop=span[1],
+        gpu=gpu.name,
+        parameters=costing.range_parameters(*span) + outside,
+        layer_bytes=costing.range_layer_bytes(*span),
+        embedding_bytes=embedding,
+        head_bytes=head,
+        tower_bytes=tower,
+        buffer_bytes=costing.rotary_bytes(kinds),
+        activation_bytes=activation,
+        logits_bytes=logits,
+        graph_bytes=graph_bytes(num_layers=span[1] - span[0]),
+        context_bytes=costing.process_bytes + costing.stage_memory(stage, *span).library_bytes,
+        memory_bytes=gpu.memory_bytes,
+        budget_bytes=int(gpu.memory_bytes * costing.settings.memory_utilization),
+        kv_budget_bytes=capacity.budget_bytes[stage],
+        kv_bytes_per_token=capacity.bytes_per_token[stage],
+        kv_tokens=capacity.stage_tokens[stage],
+        kv_used_bytes=capacity.used_bytes[stage],
+        prefill_s=costing.stage_s(prefill, stage, *span),
+        decode_s=costing.stage_s(decode, stage, *span),
+        prefill_handoff_s=prefill.handoff_s[stage],
+        decode_handoff_s=decode.handoff_s[stage],
+        prefill_parts=costing.stage_parts(prefill, stage, *span),
+        decode_parts=costing.stage_parts(decode, stage, *span),
+    )
+
+
+def _problems(
+    costing: Costing, capacity: KVCapacity, stages: tuple[StagePlan, ...], held: int
+) -> tuple[str, ...]:
+    """Say why the engine would not start, or would run out of memory later."""
+    problems = [capacity.problem] if capacity.problem else []
+    if not problems and held < 1:
+        problems.append(
+            f"the KV cache holds {capacity.tokens:,} tokens, fewer than one request of "
+            f"{costing.workload.tokens_per_request:,} tokens"
+        )
+    for stage in stages:
+        if not problems and stage.headroom_bytes < 0:
+            problems.append(
+                f"stage {stage.stage} needs {stage.used_bytes / GIB:.2f} GiB with context, NCCL and CUDA "
+                f"graphs but {stage.gpu} has {stage.memory_bytes / GIB:.2f} GiB; lower memory_utilization "
+                f"below {costing.settings.memory_utilization:g}"
+            )
+    return tuple(problems)
+
+
+def _bottleneck(
+    costing: Costing,
+    stages: tuple[StagePlan, ...],
+    capacity: KVCapacity,
+    objective: Objective | None,
+    problems: tuple[str, ...],
+) -> Bottleneck:
+    """Name the stage that holds the plan back, in what the objective asks for (decode by default)."""
+    if problems:
+        tight = min(stages, key=lambda stage: stage.kv_budget_bytes)
+        return Bottleneck(stage=tight.stage, resource="memory", why=problems[0])
+    if objective in ("kv", "memory"):
+        tight = stages[capacity.tightest]
+        return Bottleneck(stage=tight.stage, resource="kv", why=_why_kv(tight, stages))
+    phase: Literal["prefill", "decode"] = "prefill" if objective == "prefill" else "decode"
+    busy = [_busy(stage, phase) for stage in stages]
+    slowest = stages[busy.index(max(busy))]
+    return Bottleneck(stage=slowest.stage, resource=phase, why=_why_slow(slowest, busy, phase))
+
+
+def _busy(stage: StagePlan, phase: str) -> float:
+    if phase == "prefill":
+        return stage.prefill_s + stage.prefill_handoff_s
+    return stage.decode_s + stage.decode_handoff_s
+
+
+def _why_kv(tight: StagePlan, stages: tuple[StagePlan, ...]) -> str:
+    stranded = sum(stage.stranded_kv_bytes for stage in stages)
+    holds = [
+        name
+        for name, size in (("the embedding", tight.embedding_bytes), ("the head", tight.head_bytes))
+        if size > GIB // 4
+    ]
+    beside = f" beside {' and '.join(holds)}" if holds else ""
+    return (
+        f"stage {tight.stage} has the least room for KV cache: {tight.kv_budget_bytes / GIB:.1f} GiB for "
+        f"{tight.num_layers} layers{beside}; {stranded / GIB:.1f} GiB on the other stages stay unused"
+    )
+
+
+def _why_slow(slowest: StagePlan, busy: list[float], phase: str) -> str:
+    mean = sum(busy) / len(busy)
+    parts = slowest.prefill_parts if phase == "prefill" else slowest.decode_parts
+    part, seconds = max(parts, key=lambda item: item[1])
+    return (
+        f"stage {slowest.stage} is the slowest in {phase}: {max(busy) * 1e3:.2f} ms for "
+        f"{slowest.num_layers} layers, {100 * (max(busy) / mean - 1):.0f} % above the average; "
+        f"{100 * seconds / max(busy):.0f} % of it is {part}"
+    )
+
+
+def _notes(
+    costing: Costing,
+    stages: tuple[StagePlan, ...],
+    decode: Flow,
+    *,
+    microbatches: int,
+    served: int,
+    held: int,
+) -> tuple[str, ...]:
+    pp_size, workload = costing.cluster.pp_size, costing.workload
+    notes = list(costing.engine.notes(costing.model, pp_size=pp_size))
+    if microbatches < pp_size:
+        notes.append(
+            f"{microbatches} of {pp_size} microbatches are in flight during decode, so a step takes the sum "
+            f"over the stages ({decode.latency_s * 1e3:.1f} ms) and the split hardly matters; "
+            f"more requests, or smaller prefill chunks, fill the pipeline"
+        )
+    if held < workload.concurrency:
+        notes.append(
+            f"the KV cache holds {held} of {workload.concurrency} requests of "
+            f"{workload.tokens_per_request} tokens; the rest wait, and times are for {served}"
+        )
+    elif served < workload.concurrency:
+        notes.append(f"max_num_seqs lets {served} of {workload.concurrency} requests run at once")
+    for stage in stages:
+        if stage.headroom_bytes < 0.05 * stage.memory_bytes and stage.headroom_bytes >= 0:
+            notes.append(
+                f"stage {stage.stage} uses more than 95 % of {stage.gpu}: "
+                f"{stage.headroom_bytes / GIB:.2f} GiB stay free"
+            )
+            break
+    guessed = sorted({gpu.name for gpu in costing.cluster.gpus if not gpu.memory_is_exact})
+    if guessed:
+        notes.append(
+            f"the memory of {', '.join(guessed)} is estimated from the nominal size, at its lower end"
+        )
+    return (*notes, *costing.model.notes)
