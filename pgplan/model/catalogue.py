@@ -47,8 +47,8 @@ def catalogue_names() -> tuple[str, ...]:
 def catalogue_entry(name: str) -> CatalogueEntry:
     """Return one model of the catalogue by its name.
 
-    Case, ``-``, ``_``, ``.`` and spaces, an organisation in front, and words such as ``-instruct`` or
-    ``-chat`` make no difference, unless two models would be meant.
+    Its repository's name does as well. Case, ``-``, ``_``, ``.`` and spaces, an organisation in front,
+    and words such as ``-instruct`` or ``-chat`` make no difference, unless two models would be meant.
 
     Raises:
         ModelError: If there is no such model; names the nearest ones.
@@ -59,10 +59,9 @@ def catalogue_entry(name: str) -> CatalogueEntry:
     entries = _entries()
     if name in entries:
         return entries[name]
-    words = _words(name)
-    bare = tuple(word for word in words if word not in _FILLERS)
-    for fold, wanted in ((_words, words), (_bare_words, bare)):
-        found = [entry for entry in entries.values() if fold(entry.name) == wanted]
+    for fold in (_words, _bare_words):
+        wanted = fold(name)
+        found = [entry for entry in entries.values() if wanted in (fold(entry.name), fold(entry.source))]
         if len(found) == 1:
             return found[0]
     typed = name.rsplit("/", 1)[-1].lower()
