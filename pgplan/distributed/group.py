@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import time
 import weakref
@@ -11,11 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pgplan.distributed import codec
+from pgplan.distributed.auth import read_token
 from pgplan.distributed.barrier import Barriers, meet
 from pgplan.distributed.bootstrap import check_ranks, inherited_sockets
+from pgplan.distributed.handshake import Credentials
 from pgplan.distributed.link import Inbox, Link
 from pgplan.distributed.mesh import Mesh, name_ranks
 from pgplan.distributed.reduction import reduction
+from pgplan.distributed.rendezvous import meet_over_tcp
 from pgplan.distributed.wire import OVERHEAD_BYTES, Kind, Message
 from pgplan.errors import GroupError, GroupTimeoutError, MessageError, PeerLostError
 
@@ -129,6 +133,77 @@ class StatelessProcessGroup:
         rank, world_size, sockets = inherited_sockets()
         return cls.from_sockets(sockets, rank=rank, world_size=world_size, **options)
 
+    @classmethod
+    def create(
+        cls,
+        host: str,
+        port: int,
+        rank: int,
+        world_size: int,
+        data_expiration_seconds: float = 3600,
+        store_timeout: float = 300,
+        listen_socket: socket.socket | None = None,
+        *,
+        token: str | bytes | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        allow_pickle: bool = False,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
+    ) -> StatelessProcessGroup:
+        """Make a group over TCP with the processes that call this with the same arguments.
+
+        Rank 0 listens at exactly this address, IPv4 or IPv6, until all have come; then nobody listens any
+        more. Without a token only loopback addresses are accepted, and any process of this host could join;
+        with one, both ends of every connection prove that they hold it before anything else is read, and
+        every frame is authenticated. Frames are not encrypted.
+
+        Args:
+            host: Where rank 0 listens: a name or an address that the other ranks can reach.
+            port: Its port.
+            rank: This process, from 0.
+            world_size: The number of ranks.
+            data_expiration_seconds: How long a message may wait for its reader.
+            store_timeout: How long to wait for the other ranks here, and for a message later, in seconds.
+            listen_socket: A bound socket that this rank is to listen on instead; the group owns it then.
+            token: The group's 256-bit secret, the same on every rank; see :func:`new_token`. Without it and
+                ``token_file``, the environment's ``PGPLAN_GROUP_TOKEN`` or ``PGPLAN_GROUP_TOKEN_FILE``.
+            token_file: A file that holds the token and that only its owner may read.
+            allow_pickle: Whether objects that are not data may travel as pickles; needs a token.
+            max_message_bytes: The largest message to send or accept; the same on every rank.
+            max_unread_bytes: How much may lie unread at one reader before sending to it waits.
+
+        Raises:
+            GroupTimeoutError: Some ranks did not come in time; every rank that came names them.
+            GroupError: The address cannot be used, or what answers there is no member of the group.
+        """
+        check_ranks(rank, world_size)
+        secret = read_token(token, token_file)
+        if allow_pickle and secret is None:
+            raise GroupError(
+                "allow_pickle=True lets a peer run code here, so a TCP group needs a token for it"
+            )
+        meeting = meet_over_tcp(
+            Credentials(rank=rank, world_size=world_size, token=secret),
+            host,
+            port,
+            timeout_s=store_timeout,
+            max_message_bytes=max_message_bytes,
+            listen_socket=listen_socket,
+        )
+        group = cls(
+            meeting.links,
+            rank=rank,
+            world_size=world_size,
+            data_expiration_seconds=data_expiration_seconds,
+            store_timeout=store_timeout,
+            allow_pickle=allow_pickle,
+            max_message_bytes=max_message_bytes,
+            max_unread_bytes=max_unread_bytes,
+        )
+        for peer, parcel in meeting.early:
+            group._barriers.note(peer, parcel.kind, parcel.number)
+        return group
+
     # Objects -------------------------------------------------------------------------------------------
 
     def send_obj(self, obj: object, dst: int) -> None:
@@ -236,7 +311,8 @@ class StatelessProcessGroup:
         """
         combine = reduction(op)
         first, *others = (part.to(tensor.device) for part in self.all_gather_obj(tensor))
-        return functools.reduce(combine, others, first.clone())
+        result: torch.Tensor = functools.reduce(combine, others, first.clone())
+        return result
 
     # Leaving -------------------------------------------------------------------------------------------
 
