@@ -52,22 +52,24 @@ def choose_split(costing: Costing, objective: Objective, *, pins: Pins | None = 
         SplitInfeasibleError: If pins and forbidden cuts leave no split at all.
     """
     search = _Search(costing, pins)
+    wanted = min(costing.workload.concurrency, costing.settings.max_num_seqs)
+    if objective in ("decode", "prefill", "memory"):
+        # Most plans have room for every request; only others need to know how many the best split holds.
+        search.require(wanted)
+        try:
+            return search.choose(objective, best_units=0)
+        except SplitInfeasibleError:
+            pass
     best_kv, proven = search.solve(search.kv_cost())
     units = search.units(best_kv)
-    requests = min(search.requests_held(units), costing.workload.concurrency)
+    requests = min(search.requests_held(units), wanted)
     if requests < 1 or not search.admits(best_kv):
         closest, proven = search.solve(search.deficit_cost())
         return Choice(split=closest, requests=0, proven=proven)
     if objective == "kv":
         return Choice(split=best_kv, requests=requests, proven=proven)
     search.require(requests)
-    if objective == "memory":
-        split, proven = search.solve(search.headroom_cost())
-    elif objective == "balanced":
-        split, proven = search.solve(search.balanced_cost(units))
-    else:
-        split, proven = search.solve(search.time_cost(search.times(objective)))
-    return Choice(split=split, requests=requests, proven=proven)
+    return search.choose(objective, best_units=units)
 
 
 class _Search:
@@ -79,6 +81,16 @@ class _Search:
         self.needed_units = 0
         self._classes = costing.stage_classes()
         self._budgets: dict[tuple[object, int, int], int] = {}
+
+    def choose(self, objective: Objective, *, best_units: int) -> Choice:
+        if objective == "memory":
+            cost = self.headroom_cost()
+        elif objective == "balanced":
+            cost = self.balanced_cost(best_units)
+        else:
+            cost = self.time_cost(self.times(objective))
+        split, proven = self.solve(cost)
+        return Choice(split=split, requests=self.requests, proven=proven)
 
     # --- what a stage can hold ------------------------------------------------------------------------
 

@@ -95,6 +95,7 @@ class Costing:
             )
             for kind in model.kinds
         ]
+        self._all_kinds = frozenset(range(len(model.kinds)))
         self._rotary: dict[frozenset[int], int] = {}
         self.embedding_bytes = rank_bytes(model.embedding, tp_size=tp_size)
         self.head_bytes = rank_bytes(model.head, tp_size=tp_size)
@@ -102,6 +103,7 @@ class Costing:
         self.tower_bytes = sum(rank_bytes(weight, tp_size=tp_size) for weight in model.towers)
         rows = min(self.settings.max_num_seqs, self.settings.max_num_batched_tokens)
         self._logits_bytes = sizes.logits_bytes(model, rows=rows)
+        self._outside = [self._outside_bytes(stage) for stage in range(self.cluster.pp_size)]
         alone = self.cluster.pp_size * tp_size == 1
         self.process_bytes = sizes.CONTEXT_BYTES + (0 if alone else sizes.NCCL_BYTES)
 
@@ -115,11 +117,17 @@ class Costing:
 
     def range_kinds(self, start: int, stop: int) -> frozenset[int]:
         """Return the kinds (indices) that occur in layers ``[start, stop)``."""
-        counts = self._kind_counts
-        return frozenset(kind for kind in range(len(counts)) if counts[kind][stop] > counts[kind][start])
+        if len(self._kind_counts) == 1:
+            return self._all_kinds
+        return frozenset(
+            kind for kind, counts in enumerate(self._kind_counts) if counts[stop] > counts[start]
+        )
 
     def outside_bytes(self, stage: int) -> tuple[int, int, int]:
         """Return the bytes of embedding, head (with final norm) and towers on a stage."""
+        return self._outside[stage]
+
+    def _outside_bytes(self, stage: int) -> tuple[int, int, int]:
         last, pp_size = self.cluster.pp_size - 1, self.cluster.pp_size
         embedding = self.embedding_bytes if self.placement.has_embedding(stage, pp_size) else 0
         head = self.head_bytes if self.placement.has_head(stage, pp_size) else 0
