@@ -52,6 +52,10 @@ class Storage:
     column_extra_bytes: int = 0
     compute: Literal["bf16", "fp16", "fp32", "fp8", "int8", "fp4"] = "bf16"
 
+    def __post_init__(self) -> None:
+        # A document gives back 4.0 for 4: both must have the same digest.
+        object.__setattr__(self, "scale_bytes", float(self.scale_bytes))
+
     def tensor_bytes(self, rows: int, cols: int) -> int:
         """Return the bytes of a ``rows`` x ``cols`` tensor with its scales.
 
