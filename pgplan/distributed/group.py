@@ -424,7 +424,9 @@ class StatelessProcessGroup:
         def heard() -> bool:
             while silent and self._inbox(silent[-1]).has(kind):
                 silent.pop()
-            return not silent or any(r in self._mesh.links and self._mesh.links[r].left for r in silent)
+            # One that has left may have sent it before, while another's is still to come.
+            left = (r for r in silent if r in self._mesh.links and self._mesh.links[r].left)
+            return not silent or any(not self._inbox(r).has(kind) for r in left)
 
         deadline_s = time.monotonic() + self.store_timeout
         in_time = self._mesh.wait(
