@@ -15,19 +15,28 @@ once the 162 MiB are added that the first cuBLAS call takes there.
 from __future__ import annotations
 
 from pgplan.cost.sharding import padded_vocab, rank_shape
+from pgplan.hardware import GPU
 from pgplan.model.spec import LayerSpec, ModelSpec
 
 MIB = 1 << 20
 
 # Process memory on an H200 (torch 2.11, driver 580): 621 MiB for the context and the first tensor, 162 MiB
 # more with the first cuBLAS call. An NCCL group takes the process to 1463 MiB, and its point-to-point
-# channels to 2125 MiB.
+# channels to 2125 MiB. NCCL opens far fewer channels over PCIe; there the figure is an estimate.
 CONTEXT_BYTES = 621 * MIB
 CUBLAS_BYTES = 162 * MIB
-NCCL_BYTES = (2125 - 621) * MIB
+_NCCL_OVER_NVLINK_BYTES = (2125 - 621) * MIB
+_NCCL_OVER_PCIE_BYTES = 300 * MIB
 
 # Logits of the sampled rows as the model gives them (2 bytes), in fp32, and once more for the sampler.
 _LOGITS_BYTES_PER_ENTRY = 2 + 4 + 4
+
+
+def process_bytes(gpu: GPU, *, ranks: int) -> int:
+    """Return what a process takes on the device before any weight: CUDA context, and NCCL among ranks."""
+    if ranks == 1:
+        return CONTEXT_BYTES
+    return CONTEXT_BYTES + (_NCCL_OVER_NVLINK_BYTES if gpu.pair_bandwidth else _NCCL_OVER_PCIE_BYTES)
 
 
 def activation_bytes(

@@ -149,6 +149,8 @@ class Engine(ABC):
     title: str
     default_version: str
     override_variable: str
+    # Seconds of work on the host per step that were measured beside the GPU's; None: not known.
+    host_step_s: float | None = None
 
     def __init__(self, version: str | None = None) -> None:
         self.version = version or self.default_version

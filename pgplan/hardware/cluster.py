@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from pgplan.errors import HardwareError
 from pgplan.hardware.gpu import GPU, find_gpu
@@ -94,11 +95,12 @@ class Cluster:
 
     @property
     def description(self) -> str:
-        """Say it in a few words, e.g. ``"4 x H200 SXM 141GB"``."""
+        """Say it in a few words, e.g. ``"4 x H200 SXM 141GB"`` or ``"2 x H200 SXM 141GB + L40S"``."""
         per_stage = f" x tp {self.tp_size}" if self.tp_size > 1 else ""
         if self.is_uniform:
             return f"{self.pp_size} x {self.gpus[0].name}{per_stage}"
-        return " + ".join(gpu.name for gpu in self.gpus) + per_stage
+        runs = [(name, len(list(run))) for name, run in groupby(gpu.name for gpu in self.gpus)]
+        return " + ".join(f"{count} x {name}" if count > 1 else name for name, count in runs) + per_stage
 
     def stage_link(self, stage: int) -> Link:
         """Return the link from ``stage`` to the next one."""

@@ -132,12 +132,12 @@ def find_gpu(name: str) -> GPU:
 
 
 # Makers' names say nothing that the model number does not; an "H100 80GB HBM3" is the SXM5 board.
-_MEANINGLESS = frozenset({"nvidia", "amd", "intel", "gpu", "geforce", "tesla", "instinct", "rtx", "the"})
+_MEANINGLESS = frozenset({"nvidia", "amd", "intel", "gpu", "geforce", "tesla", "instinct", "the"})
 _ALIASES = {"hbm3": "sxm", "sxm2": "sxm", "sxm4": "sxm", "sxm5": "sxm"}
 
 
 def _tokens(name: str) -> frozenset[str]:
-    text = re.sub(r"(\d+)\s*gi?b\b", r"\1gb", name.lower())
+    text = re.sub(r"(\d+)\s*gi?b\b", r"\1gb", name.lower().replace("rtx", " "))
     words = re.findall(r"[a-z]+\d+[a-z0-9]*|\d+[a-z]*|[a-z]+", text)
     return frozenset(_ALIASES.get(word, word) for word in words if word not in _MEANINGLESS)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
-from typing import Any
+from pathlib import Path
 
 from pgplan.engines import Engine, find_engine
 from pgplan.errors import PlanError
@@ -22,7 +21,7 @@ from pgplan.workload import Workload
 
 
 def plan(
-    model: ModelSpec | str | PathLike[str] | dict[str, Any],
+    model: ModelSpec | str | Path | Mapping[str, object],
     cluster: Cluster,
     *,
     workload: Workload | None = None,

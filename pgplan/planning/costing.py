@@ -104,8 +104,8 @@ class Costing:
         rows = min(self.settings.max_num_seqs, self.settings.max_num_batched_tokens)
         self._logits_bytes = sizes.logits_bytes(model, rows=rows)
         self._outside = [self._outside_bytes(stage) for stage in range(self.cluster.pp_size)]
-        alone = self.cluster.pp_size * tp_size == 1
-        self.process_bytes = sizes.CONTEXT_BYTES + (0 if alone else sizes.NCCL_BYTES)
+        ranks = self.cluster.pp_size * tp_size
+        self._process_bytes = [sizes.process_bytes(gpu, ranks=ranks) for gpu in self.cluster.gpus]
 
     def range_layer_bytes(self, start: int, stop: int) -> int:
         """Return the bytes of the weights of layers ``[start, stop)`` on one rank."""
@@ -155,7 +155,7 @@ class Costing:
             memory_bytes=self.cluster.gpus[stage].memory_bytes,
             weight_bytes=weights + self.rotary_bytes(kinds),
             transient_bytes=sum(self.peaks(stage, kinds)),
-            process_bytes=self.process_bytes,
+            process_bytes=self._process_bytes[stage],
             library_bytes=sizes.CUBLAS_BYTES,
         )
 

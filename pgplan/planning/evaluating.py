@@ -7,7 +7,7 @@ from typing import Literal
 from pgplan.cost.memory import graph_bytes
 from pgplan.cost.pipeline import Flow, flow
 from pgplan.cost.rates import ROOFLINE_ERROR
-from pgplan.engines import KVCapacity
+from pgplan.engines import KVCapacity, StageMemory
 from pgplan.planning.choosing import requests_held
 from pgplan.planning.costing import Costing, PhaseTimes
 from pgplan.planning.record import Bottleneck, Objective, Plan, StagePlan, split_ranges
@@ -43,10 +43,10 @@ def evaluate(
     prefill_flow = _flow(costing, prefill, split, microbatches=min(costing.cluster.pp_size, chunks))
     decode_flow = _flow(costing, decode, split, microbatches=microbatches)
     stages = tuple(
-        _stage(costing, stage, capacity, prefill=prefill, decode=decode, span=span)
+        _stage(costing, memory[stage], capacity, prefill=prefill, decode=decode, stage=stage, span=span)
         for stage, span in enumerate(ranges)
     )
-    problems = _problems(costing, capacity, stages, held)
+    problems = _problems(costing, capacity, held)
     return Plan(
         model=costing.model,
         cluster=costing.cluster,
@@ -74,7 +74,11 @@ def evaluate(
         time_error=ROOFLINE_ERROR,
         memory_error=_KV_ERROR + max(gpu.memory_error for gpu in costing.cluster.gpus),
         notes=(
-            *_notes(costing, stages, decode_flow, microbatches=microbatches, served=served, held=held),
+            *(() if problems else _flow_notes(costing, decode_flow, microbatches, served=served, held=held)),
+            *(() if problems else _headroom_notes(stages)),
+            *_accuracy_notes(costing, decode_flow),
+            *costing.engine.notes(costing.model, pp_size=costing.cluster.pp_size),
+            *costing.model.notes,
             *notes,
         ),
     )
@@ -92,11 +96,12 @@ def _flow(costing: Costing, times: PhaseTimes, split: tuple[int, ...], *, microb
 
 def _stage(
     costing: Costing,
-    stage: int,
+    memory: StageMemory,
     capacity: KVCapacity,
     *,
     prefill: PhaseTimes,
     decode: PhaseTimes,
+    stage: int,
     span: tuple[int, int],
 ) -> StagePlan:
     model, gpu = costing.model, costing.cluster.gpus[stage]
@@ -124,7 +129,7 @@ def _stage(
         activation_bytes=activation,
         logits_bytes=logits,
         graph_bytes=graph_bytes(num_layers=span[1] - span[0]),
-        context_bytes=costing.process_bytes + costing.stage_memory(stage, *span).library_bytes,
+        context_bytes=memory.process_bytes + memory.library_bytes,
         memory_bytes=gpu.memory_bytes,
         budget_bytes=int(gpu.memory_bytes * costing.settings.memory_utilization),
         kv_budget_bytes=capacity.budget_bytes[stage],
@@ -140,23 +145,14 @@ def _stage(
     )
 
 
-def _problems(
-    costing: Costing, capacity: KVCapacity, stages: tuple[StagePlan, ...], held: int
-) -> tuple[str, ...]:
-    """Say why the engine would not start, or would run out of memory later."""
+def _problems(costing: Costing, capacity: KVCapacity, held: int) -> tuple[str, ...]:
+    """Say why the engine would not start, or would serve nothing."""
     problems = [capacity.problem] if capacity.problem else []
     if not problems and held < 1:
         problems.append(
             f"the KV cache holds {capacity.tokens:,} tokens, fewer than one request of "
             f"{costing.workload.tokens_per_request:,} tokens"
         )
-    for stage in stages:
-        if not problems and stage.headroom_bytes < 0:
-            problems.append(
-                f"stage {stage.stage} needs {stage.used_bytes / GIB:.2f} GiB with context, NCCL and CUDA "
-                f"graphs but {stage.gpu} has {stage.memory_bytes / GIB:.2f} GiB; lower memory_utilization "
-                f"below {costing.settings.memory_utilization:g}"
-            )
     return tuple(problems)
 
 
@@ -211,17 +207,12 @@ def _why_slow(slowest: StagePlan, busy: list[float], phase: str) -> str:
     )
 
 
-def _notes(
-    costing: Costing,
-    stages: tuple[StagePlan, ...],
-    decode: Flow,
-    *,
-    microbatches: int,
-    served: int,
-    held: int,
+def _flow_notes(
+    costing: Costing, decode: Flow, microbatches: int, *, served: int, held: int
 ) -> tuple[str, ...]:
+    """Say where the workload leaves the pipeline half empty, or does not fit in whole."""
     pp_size, workload = costing.cluster.pp_size, costing.workload
-    notes = list(costing.engine.notes(costing.model, pp_size=pp_size))
+    notes = []
     if microbatches < pp_size:
         notes.append(
             f"{microbatches} of {pp_size} microbatches are in flight during decode, so a step takes the sum "
@@ -235,16 +226,41 @@ def _notes(
         )
     elif served < workload.concurrency:
         notes.append(f"max_num_seqs lets {served} of {workload.concurrency} requests run at once")
-    for stage in stages:
-        if stage.headroom_bytes < 0.05 * stage.memory_bytes and stage.headroom_bytes >= 0:
-            notes.append(
-                f"stage {stage.stage} uses more than 95 % of {stage.gpu}: "
-                f"{stage.headroom_bytes / GIB:.2f} GiB stay free"
-            )
-            break
+    return tuple(notes)
+
+
+def _headroom_notes(stages: tuple[StagePlan, ...]) -> tuple[str, ...]:
+    """Warn where little or nothing of a device stays free beside what the engine plans with."""
+    tight = min(stages, key=lambda stage: stage.headroom_bytes)
+    if tight.headroom_bytes < 0:
+        return (
+            f"stage {tight.stage} may run out of memory: with context, NCCL and CUDA graphs (estimated) it "
+            f"exceeds {tight.gpu} by {-tight.headroom_bytes / GIB:.2f} GiB; lower memory_utilization",
+        )
+    if tight.headroom_bytes < 0.05 * tight.memory_bytes:
+        return (
+            f"stage {tight.stage} uses more than 95 % of {tight.gpu}: "
+            f"{tight.headroom_bytes / GIB:.2f} GiB stay free",
+        )
+    return ()
+
+
+def _accuracy_notes(costing: Costing, decode: Flow) -> tuple[str, ...]:
+    """Say what the figures leave out, and where they rest on estimates."""
+    notes = []
     guessed = sorted({gpu.name for gpu in costing.cluster.gpus if not gpu.memory_is_exact})
     if guessed:
         notes.append(
-            f"the memory of {', '.join(guessed)} is estimated from the nominal size, at its lower end"
+            f"the memory of {', '.join(guessed)} is estimated; read it on the device for exact KV tokens"
         )
-    return (*notes, *costing.model.notes)
+    host_s = costing.engine.host_step_s
+    if host_s is not None and decode.cycle_s < 2 * host_s:
+        notes.append(
+            f"times are the GPU's; {costing.engine.title}'s own work on the host, about "
+            f"{host_s * 1e3:.0f} ms per step, comes close to a decode step of {decode.cycle_s * 1e3:.1f} ms"
+        )
+    if any(kind.num_experts for kind in costing.model.kinds):
+        notes.append(
+            "prefill of expert layers is a lower bound: vLLM 0.24 took four times as long on Qwen3-30B-A3B"
+        )
+    return tuple(notes)

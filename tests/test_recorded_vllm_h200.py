@@ -1,0 +1,105 @@
+"""Plans against what vLLM 0.24.0 printed on four H200s (random weights, bf16, 22 November 2026).
+
+Settings: max_model_len 8192, max_num_batched_tokens 4096, max_num_seqs 256, block size 16, pp 4, default
+split, FlashAttention, CUDA graphs for decode only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+import pgplan as pg
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one start printed: "Model loading took", "Available KV cache memory", "GPU KV cache size"."""
+
+    model: str
+    utilization: float
+    weights_gib: dict[int, float]
+    available_gib: float
+    kv_tokens: int
+
+
+RUNS = [
+    Run("qwen3-8b", 0.9, {0: 4.40, 1: 3.24, 2: 3.24, 3: 4.40}, 120.91, 3_521_872),
+    Run("llama-3.1-70b", 0.9, {0: 33.86, 1: 31.91, 2: 31.91, 3: 33.86}, 91.02, 1_192_976),
+    Run("qwen3-30b-a3b", 0.9, {0: 15.10}, 110.03, 4_786_432),
+    Run("qwen3-32b", 0.17, {0: 15.99, 1: 14.54, 2: 14.54, 3: 15.99}, 6.94, 113_664),
+]
+
+
+def plan_of(run: Run) -> pg.Plan:
+    workload = pg.Workload(
+        prompt_tokens=32,
+        concurrency=256,
+        max_model_len=8192,
+        max_num_batched_tokens=4096,
+        max_num_seqs=256,
+        memory_utilization=run.utilization,
+    )
+    cluster = pg.Cluster.uniform("H200", pp_size=4)
+    return pg.plan(run.model, cluster, workload=workload, engine="vllm==0.24", split="default")
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.model)
+def test_weights_are_what_vllm_loaded(run: Run) -> None:
+    stages = plan_of(run).stages
+    for stage, printed in run.weights_gib.items():
+        # 0.01 GiB, half of which is the rounding of what was printed.
+        assert stages[stage].weight_bytes / GIB == pytest.approx(printed, abs=0.01)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.model)
+def test_kv_memory_is_what_vllm_found(run: Run) -> None:
+    predicted = plan_of(run).stages[0].kv_budget_bytes / GIB
+    assert predicted == pytest.approx(run.available_gib, abs=max(0.15, 0.01 * run.available_gib))
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.model)
+def test_kv_tokens_are_what_vllm_printed(run: Run) -> None:
+    result = plan_of(run)
+    per_token = result.stages[0].kv_bytes_per_token
+    # 1 %, or 0.15 GiB of the pool where that is more.
+    assert result.kv_tokens == pytest.approx(
+        run.kv_tokens, abs=max(0.01 * run.kv_tokens, 0.15 * GIB / per_token)
+    )
+
+
+def test_dense_models_with_a_large_pool_are_met_almost_exactly() -> None:
+    # The activation peak and the cuBLAS allocation explain all of it.
+    assert plan_of(RUNS[1]).kv_tokens == RUNS[1].kv_tokens
+    assert plan_of(RUNS[0]).kv_tokens == pytest.approx(RUNS[0].kv_tokens, rel=0.0002)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens_per_s"),
+    # 48 prompts of 2048 tokens in 24 chunks: the pipeline fills and drains once, (24 + 3) cycles.
+    [("llama-3.1-70b", 16_200), ("qwen3-32b", 32_800), ("qwen3-8b", 142_700)],
+)
+def test_dense_prefill_is_within_the_stated_error(model: str, tokens_per_s: float) -> None:
+    workload = pg.Workload(
+        prompt_tokens=2048, output_tokens=1, concurrency=48, max_model_len=8192, max_num_batched_tokens=4096
+    )
+    cluster = pg.Cluster.uniform("H200", pp_size=4)
+    result = pg.plan(model, cluster, workload=workload, split="default")
+    seconds = result.prefill_latency_s + 23 * result.prefill_cycle_s
+    assert 48 * 2048 / seconds == pytest.approx(tokens_per_s, rel=result.time_error)
+
+
+def test_large_model_decode_is_within_the_stated_error() -> None:
+    # 64 requests of 32 tokens are one microbatch: the sum over the stages, 1500 to 1588 tokens/s.
+    workload = pg.Workload(
+        prompt_tokens=32, concurrency=64, max_model_len=8192, max_num_batched_tokens=4096, max_num_seqs=256
+    )
+    result = pg.plan(
+        "llama-3.1-70b", pg.Cluster.uniform("H200", pp_size=4), workload=workload, split="default"
+    )
+    assert result.microbatches == 1
+    assert result.decode_tokens_per_s == pytest.approx(1530, rel=result.time_error)
+    assert any("split hardly matters" in note for note in result.notes)
