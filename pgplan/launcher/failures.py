@@ -58,7 +58,8 @@ def _cause(rank: RankProcess) -> str:
     if rank.hangs_in is not None:
         return "it hangs, stopped by a signal" if rank.was_stopped else "it hangs"
     if rank.error is not None:
-        return f"{rank.error.get('type')}: {rank.error.get('message')}"
+        first_line = str(rank.error.get("message")).strip().partition("\n")[0]
+        return f"{rank.error.get('type')}: {first_line}"
     code, after = rank.returncode, "after" if rank.has_result else "before"
     when = f"{after} it had handed over its result"
     if code is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pgplan.distributed import bootstrap
 from pgplan.launcher import protocol
 
 # Left over from a launcher that started *us* (torchrun, mpirun wrappers); a worker must not believe them.
@@ -101,7 +102,7 @@ class RankProcess:
 
 def start_rank(
     rank: int,
-    sockets: Mapping[int, socket.socket],
+    sockets: dict[int, socket.socket],
     *,
     directory: Path,
     extra_env: Mapping[str, str],
@@ -131,7 +132,7 @@ def start_rank(
 
         log, stacks_file = directory / f"rank{rank}.log", directory / f"rank{rank}.stacks"
         environment = _environment(rank, len(sockets) + 1) | {
-            protocol.SOCKETS: ",".join(f"{peer}:{end.fileno()}" for peer, end in sockets.items()),
+            bootstrap.SOCKETS_VARIABLE: bootstrap.sockets_variable(sockets),
             protocol.CONTROL: str(theirs.fileno()),
             protocol.LIFELINE: str(lifeline_end),
             protocol.STACKS: str(stacks_file),
@@ -175,8 +176,8 @@ def _environment(rank: int, world_size: int) -> dict[str, str]:
         if name not in _FOREIGN and not name.startswith("TORCHELASTIC_")
     }
     return inherited | {
-        protocol.RANK: str(rank),
-        protocol.WORLD_SIZE: str(world_size),
+        bootstrap.RANK_VARIABLE: str(rank),
+        bootstrap.WORLD_SIZE_VARIABLE: str(world_size),
         "LOCAL_RANK": str(rank),
         "PYTHONPATH": os.pathsep.join(_search_path(sys.path)),
         # All ranks are on this host: gloo and NCCL open their ports on the loopback interface only.

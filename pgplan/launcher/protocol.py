@@ -21,10 +21,7 @@ from typing import Any
 
 from pgplan.errors import MessageError
 
-# Names of environment variables. The first three belong to StatelessProcessGroup.from_environment().
-RANK = "PGPLAN_RANK"
-WORLD_SIZE = "PGPLAN_WORLD_SIZE"
-SOCKETS = "PGPLAN_SOCKETS"
+# Environment variables, beside those that pgplan.distributed.bootstrap names for the metadata plane.
 CONTROL = "PGPLAN_CONTROL"  # file descriptor of this conversation
 LIFELINE = "PGPLAN_LIFELINE"  # file descriptor of a pipe whose other end closes when the launcher dies
 STACKS = "PGPLAN_STACKS"  # file for the stacks of a rank that hangs

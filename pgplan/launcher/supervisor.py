@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgplan.distributed.bootstrap import socket_mesh
 from pgplan.errors import GroupError, LaunchError, MessageError
 from pgplan.launcher import protocol
 from pgplan.launcher.backends import BackendChoice
@@ -111,10 +113,8 @@ class Supervisor:
         )
 
     def _start_ranks(self, directory: Path) -> None:
-        from pgplan.distributed import socket_mesh
-
         count, env = self.assignment.ranks, self.assignment.env
-        mesh: list[dict[int, Any]] = []
+        mesh: list[dict[int, socket.socket]] = []
         try:
             mesh = socket_mesh(count)
             for number, sockets in enumerate(mesh):

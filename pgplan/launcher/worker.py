@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pgplan.distributed import bootstrap
 from pgplan.errors import GroupTimeoutError, PeerLostError
 from pgplan.launcher import protocol
 from pgplan.launcher.entry import Worker
@@ -97,7 +98,7 @@ def main() -> int:
     """Be one rank."""
     environment = os.environ
     control_fd, lifeline = int(environment[protocol.CONTROL]), int(environment[protocol.LIFELINE])
-    pairs = environment.get(protocol.SOCKETS, "").split(",")
+    pairs = environment.get(bootstrap.SOCKETS_VARIABLE, "").split(",")
     # Whatever the entry starts must not keep these open: their closing is how others see that we died.
     for fd in (control_fd, lifeline, *(int(pair.partition(":")[2]) for pair in pairs if pair)):
         os.set_inheritable(fd, False)
@@ -111,8 +112,8 @@ def main() -> int:
     control = socket.socket(fileno=os.dup(control_fd))
     job = protocol.read_message(control)
     worker = Worker(
-        rank=int(environment[protocol.RANK]),
-        world_size=int(environment[protocol.WORLD_SIZE]),
+        rank=int(environment[bootstrap.RANK_VARIABLE]),
+        world_size=int(environment[bootstrap.WORLD_SIZE_VARIABLE]),
         backend=job["backend"],
         device=job["device"],
         control=control,
@@ -132,6 +133,8 @@ def main() -> int:
         worker.say(_describe(error))
         sys.stdout.flush()
         sys.stderr.flush()
+        if "group" in vars(worker):  # so that the peers' errors say why this rank went
+            worker.group.__exit__(type(error), error, None)
         # At once: tearing down groups whose peers are waiting for us may take for ever.
         os._exit(1)
     return 0

@@ -1,0 +1,147 @@
+"""The operations of a tensor group: torch's collectives, with errors that say who did not do its part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pgplan.errors import GroupError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup, Work
+
+    from pgplan.distributed.tensor_plane import TensorPlane
+
+
+class TensorGroup:
+    """Move tensors among some ranks of a plane; operations are as with torch's own groups.
+
+    Ranks are numbered within the group. With gloo an operation has finished when its call returns; with NCCL
+    it is then in the order of the current CUDA stream. Each one raises PeerLostError if a rank of the plane
+    is lost, GroupTimeoutError after the plane's time, and returns the tensor that it has written.
+
+    Attributes:
+        pg: The bare ``torch.distributed.ProcessGroup``.
+        ranks: The members, as ranks of the plane.
+        rank: This process among them.
+        size: How many there are.
+    """
+
+    def __init__(self, pg: ProcessGroup, ranks: tuple[int, ...], plane: TensorPlane) -> None:
+        self.pg, self.ranks, self.plane = pg, ranks, plane
+        self.rank, self.size = ranks.index(plane.rank), len(ranks)
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        """Combine the ranks' tensors in place; ``op`` is sum, product, min or max (NCCL: avg, too)."""
+        options = _options("AllreduceOptions", reduceOp=_reduce_op(op))
+        self._do("in all_reduce", lambda: self.pg.allreduce([tensor], options))
+        return tensor
+
+    def broadcast(self, tensor: torch.Tensor, src: int) -> torch.Tensor:
+        """Fill the tensor with that of rank ``src``, which may be any."""
+        options = _options("BroadcastOptions", rootRank=src, rootTensor=0)
+        self._do(f"in broadcast from rank {self.ranks[src]}", lambda: self.pg.broadcast([tensor], options))
+        return tensor
+
+    def send(self, tensor: torch.Tensor, dst: int, tag: int = 0) -> None:
+        """Send a contiguous tensor to one rank."""
+        self._do(f"sending to rank {self.ranks[dst]}", lambda: self.pg.send([tensor], dst, tag), dst)
+
+    def recv(self, tensor: torch.Tensor, src: int, tag: int = 0) -> torch.Tensor:
+        """Fill a contiguous tensor with the next one from one rank."""
+        self._do(f"receiving from rank {self.ranks[src]}", lambda: self.pg.recv([tensor], src, tag), src)
+        return tensor
+
+    def all_gather(self, out: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        """Fill ``out`` with the ranks' tensors one after the other; a rank's may lie at its place in it."""
+        call = _first_of(self.pg, "_allgather_base", "all_gather_single")
+        self._do("in all_gather", lambda: call(out, tensor))
+        return out
+
+    def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        """Combine the ranks' tensors, and fill ``out`` with this rank's part of the whole."""
+        call = _first_of(self.pg, "_reduce_scatter_base", "reduce_scatter_single")
+        options = _options("ReduceScatterOptions", reduceOp=_reduce_op(op))
+        self._do("in reduce_scatter", lambda: call(out, tensor, options))
+        return out
+
+    def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        """Send the n-th part of ``tensor`` to rank n, and fill the n-th part of ``out`` from it."""
+        call = _first_of(self.pg, "alltoall_base", "all_to_all_single")
+        self._do("in all_to_all", lambda: call(out, tensor, [], []))
+        return out
+
+    def scatter(self, out: torch.Tensor, parts: Sequence[torch.Tensor] | None, src: int) -> torch.Tensor:
+        """Fill ``out`` on each rank with its part of what rank ``src`` gives; the others give ``None``."""
+        options = _options("ScatterOptions", rootRank=src)
+        given = [list(parts)] if parts is not None else []
+        self._do(f"in scatter from rank {self.ranks[src]}", lambda: self.pg.scatter([out], given, options))
+        return out
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here; with NCCL, until their GPUs are."""
+        import torch
+
+        arrived = torch.ones(1, device=self.plane.device)
+        self.all_reduce(arrived)
+        arrived.item()
+        self.plane.check("in a barrier")
+
+    def start(
+        self, operation: Literal["send", "recv"], pieces: Sequence[torch.Tensor], peer: int
+    ) -> Sequence[Work]:
+        """Begin to send or receive contiguous pieces, with NCCL in one call; ``finish`` what is returned."""
+        self.plane.check(f"beginning to {operation}")
+        move, device = getattr(self.pg, operation), self.plane.device
+        try:
+            if len(pieces) == 1 or device.type == "cpu":
+                return [move([piece], peer, 0) for piece in pieces]
+            self.pg._start_coalescing(device)
+            for piece in pieces:
+                move([piece], peer, 0)
+            return [self.pg._end_coalescing(device)]
+        except RuntimeError as error:
+            raise self.plane.explain(error, f"beginning to {operation}", (self.ranks[peer],)) from error
+
+    def finish(self, works: Sequence[Work], doing: str, peer: int | None = None) -> None:
+        """Wait for operations under way; with NCCL, have the current CUDA stream wait for them."""
+        try:
+            for work in works:
+                work.wait()
+        except RuntimeError as error:
+            ranks = self.ranks if peer is None else (self.ranks[peer],)
+            raise self.plane.explain(error, doing, ranks) from error
+        self.plane.check(doing)
+
+    def _do(self, doing: str, start: Callable[[], Work], peer: int | None = None) -> None:
+        self.plane.check(doing)
+        try:
+            work = start()
+        except RuntimeError as error:
+            ranks = self.ranks if peer is None else (self.ranks[peer],)
+            raise self.plane.explain(error, doing, ranks) from error
+        self.finish([work], doing, peer)
+
+
+def _options(kind: str, **values: Any) -> Any:
+    from torch._C import _distributed_c10d as c10d
+
+    options = getattr(c10d, kind)()
+    for name, value in values.items():
+        setattr(options, name, value)
+    return options
+
+
+def _reduce_op(name: str) -> Any:
+    from torch.distributed import ReduceOp
+
+    if name not in ("sum", "product", "min", "max", "avg"):
+        raise GroupError(f"op is {name!r}; give 'sum', 'product', 'min', 'max' or 'avg'")
+    return getattr(ReduceOp, name.upper())
+
+
+def _first_of(pg: ProcessGroup, *names: str) -> Callable[..., Any]:
+    """Return the first of these methods that this torch has; 2.15 gives some of them public names."""
+    method: Callable[..., Any] = next(getattr(pg, name) for name in names if hasattr(pg, name))
+    return method
