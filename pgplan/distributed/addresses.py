@@ -40,8 +40,8 @@ def check_address(address: Any, *, has_token: bool) -> None:
         )
     if not (has_token or ip.is_loopback):
         raise GroupError(
-            f"{ip} can be reached from other hosts, and without a token a group uses loopback only; give every "
-            "rank the same token, token_file, PGPLAN_GROUP_TOKEN or PGPLAN_GROUP_TOKEN_FILE"
+            f"{ip} can be reached from other hosts, and without a token a group uses loopback only; "
+            "give every rank the same token, token_file, PGPLAN_GROUP_TOKEN or PGPLAN_GROUP_TOKEN_FILE"
         )
 
 

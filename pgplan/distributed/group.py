@@ -5,23 +5,23 @@ from __future__ import annotations
 import functools
 import os
 import socket
-import time
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pgplan.distributed import codec
 from pgplan.distributed.auth import read_token
 from pgplan.distributed.barrier import Barriers, meet
 from pgplan.distributed.bootstrap import check_ranks, inherited_sockets
+from pgplan.distributed.exchange import Exchange, Limits
+from pgplan.distributed.gathering import all_gather
 from pgplan.distributed.handshake import Credentials
-from pgplan.distributed.link import Inbox, Link
+from pgplan.distributed.link import Link
 from pgplan.distributed.mesh import Mesh, name_ranks
 from pgplan.distributed.reduction import reduction
 from pgplan.distributed.rendezvous import meet_over_tcp
-from pgplan.distributed.wire import OVERHEAD_BYTES, Kind, Message
-from pgplan.errors import GroupError, GroupTimeoutError, MessageError, PeerLostError
+from pgplan.distributed.wire import Kind, Parcel
+from pgplan.errors import GroupError, GroupTimeoutError, MessageError
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ class StatelessProcessGroup:
         data_expiration_seconds: How long a message may wait for its reader.
         store_timeout: How long a receive, or a send beyond the bound, may wait, in seconds.
 
+    >>> from pgplan.distributed import socket_mesh
     >>> left, right = (StatelessProcessGroup.from_sockets(s, rank=r, world_size=2)
     ...                for r, s in enumerate(socket_mesh(2)))
     >>> left.send_obj({"split": (19, 21)}, dst=1)
@@ -58,20 +59,17 @@ class StatelessProcessGroup:
         *,
         rank: int,
         world_size: int,
-        data_expiration_seconds: float = 3600,
-        store_timeout: float = 300,
-        allow_pickle: bool = False,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        max_unread_bytes: int = MAX_UNREAD_BYTES,
+        limits: Limits,
+        early: Iterable[tuple[int, Parcel]] = (),
     ) -> None:
         self.rank, self.world_size = rank, world_size
-        self.data_expiration_seconds, self.store_timeout = data_expiration_seconds, store_timeout
-        self._allow_pickle = allow_pickle
-        self._max_message_bytes, self._max_unread_bytes = max_message_bytes, max_unread_bytes
-        self._own = Inbox()
+        self.data_expiration_seconds = limits.data_expiration_seconds
+        self.store_timeout = limits.store_timeout
         self._barriers = barriers = Barriers(rank=rank, world_size=world_size)
         self._mesh = Mesh(links, rank=rank, on_parcel=lambda r, p: barriers.note(r, p.kind, p.number))
-        self._next_expiry_s = time.monotonic() + data_expiration_seconds / 10
+        self._exchange = Exchange(self._mesh, limits)
+        for peer, parcel in early:
+            barriers.note(peer, parcel.kind, parcel.number)
         self._finalizer = weakref.finalize(self, self._mesh.leave)
         self._finalizer.atexit = False  # the mesh sees to that itself, and knows why the program ends
 
@@ -106,6 +104,13 @@ class StatelessProcessGroup:
             max_unread_bytes: How much may lie unread at one reader before sending to it waits.
         """
         check_ranks(rank, world_size)
+        limits = Limits(
+            data_expiration_seconds=data_expiration_seconds,
+            store_timeout=store_timeout,
+            allow_pickle=allow_pickle,
+            max_message_bytes=max_message_bytes,
+            max_unread_bytes=max_unread_bytes,
+        )
         expected = sorted(set(range(world_size)) - {rank})
         if sorted(sockets) != expected:
             raise GroupError(
@@ -116,11 +121,7 @@ class StatelessProcessGroup:
             {peer: Link(sock, peer, max_message_bytes=max_message_bytes) for peer, sock in sockets.items()},
             rank=rank,
             world_size=world_size,
-            data_expiration_seconds=data_expiration_seconds,
-            store_timeout=store_timeout,
-            allow_pickle=allow_pickle,
-            max_message_bytes=max_message_bytes,
-            max_unread_bytes=max_unread_bytes,
+            limits=limits,
         )
 
     @classmethod
@@ -177,6 +178,13 @@ class StatelessProcessGroup:
             GroupError: The address cannot be used, or what answers there is no member of the group.
         """
         check_ranks(rank, world_size)
+        limits = Limits(
+            data_expiration_seconds=data_expiration_seconds,
+            store_timeout=store_timeout,
+            allow_pickle=allow_pickle,
+            max_message_bytes=max_message_bytes,
+            max_unread_bytes=max_unread_bytes,
+        )
         secret = read_token(token, token_file)
         if allow_pickle and secret is None:
             raise GroupError(
@@ -190,19 +198,7 @@ class StatelessProcessGroup:
             max_message_bytes=max_message_bytes,
             listen_socket=listen_socket,
         )
-        group = cls(
-            meeting.links,
-            rank=rank,
-            world_size=world_size,
-            data_expiration_seconds=data_expiration_seconds,
-            store_timeout=store_timeout,
-            allow_pickle=allow_pickle,
-            max_message_bytes=max_message_bytes,
-            max_unread_bytes=max_unread_bytes,
-        )
-        for peer, parcel in meeting.early:
-            group._barriers.note(peer, parcel.kind, parcel.number)
-        return group
+        return cls(meeting.links, rank=rank, world_size=world_size, limits=limits, early=meeting.early)
 
     # Objects -------------------------------------------------------------------------------------------
 
@@ -214,7 +210,8 @@ class StatelessProcessGroup:
             PeerLostError: The reader has left or is gone.
             GroupTimeoutError: ``max_unread_bytes`` lie unread at the reader and stayed so.
         """
-        self._post(Kind.OBJECT, obj, [self._checked(dst, "dst")])
+        self._check_open()
+        self._exchange.post(self._exchange.message(Kind.OBJECT, obj), [self._checked(dst, "dst")])
 
     def recv_obj(self, src: int) -> Any:
         """Return the next object that ``src`` sent to this rank with ``send_obj``.
@@ -224,23 +221,25 @@ class StatelessProcessGroup:
             PeerLostError: A peer is gone, or ``src`` has left and everything it sent is read.
             MessageError: The message cannot be read, or expired unread; the next one can be received.
         """
-        return self._take(Kind.OBJECT, self._checked(src, "src"))
+        self._check_open()
+        return self._exchange.take(Kind.OBJECT, self._checked(src, "src"))
 
     def broadcast_obj(self, obj: object | None, src: int) -> Any:
         """Return on every rank the object that ``src`` gives; the others' argument is ignored.
 
         The source does not wait for its readers.
         """
+        self._check_open()
         if self._checked(src, "src") != self.rank:
-            return self._take(Kind.BROADCAST, src)
-        self._post(Kind.BROADCAST, obj, self._others())
+            return self._exchange.take(Kind.BROADCAST, src)
+        others = [r for r in range(self.world_size) if r != self.rank]
+        self._exchange.post(self._exchange.message(Kind.BROADCAST, obj, readers=len(others)), others)
         return obj
 
     def all_gather_obj(self, obj: object) -> list[Any]:
         """Return every rank's object, in order of ranks, on every rank."""
-        self._post(Kind.BROADCAST, obj, self._others())
-        self._wait_for(Kind.BROADCAST, self._others())
-        return [obj if r == self.rank else self._take(Kind.BROADCAST, r) for r in range(self.world_size)]
+        self._check_open()
+        return all_gather(self._exchange, obj, world_size=self.world_size)
 
     def barrier(self, timeout: float = 30.0) -> None:
         """Wait until every rank that has not left has come to this barrier.
@@ -262,15 +261,7 @@ class StatelessProcessGroup:
         Sending does this now and then. The reader of such a message learns what became of it.
         """
         self._check_open()
-        self._mesh.pump(0.0)
-        limit_s = time.monotonic() - self.data_expiration_seconds
-        self._next_expiry_s = time.monotonic() + self.data_expiration_seconds / 10
-        freed_bytes = self._own.empty_before(limit_s)
-        for link in self._mesh.links.values():
-            freed_here_bytes = link.inbox.empty_before(limit_s)
-            link.read(freed_here_bytes)
-            freed_bytes += freed_here_bytes
-        return freed_bytes
+        return self._exchange.expire()
 
     # Tensors, as metadata: through the host's memory, for sizes that do not deserve a communicator --------
 
@@ -359,104 +350,3 @@ class StatelessProcessGroup:
         if not 0 <= rank < self.world_size:
             raise GroupError(f"{name} must be a rank from 0 to {self.world_size - 1}, but is {rank}")
         return rank
-
-    def _others(self) -> list[int]:
-        return [r for r in range(self.world_size) if r != self.rank]
-
-    def _inbox(self, rank: int) -> Inbox:
-        return self._own if rank == self.rank else self._mesh.links[rank].inbox
-
-    def _post(self, kind: Kind, obj: object, ranks: Iterable[int]) -> None:
-        """Send an object to some ranks; of a broadcast's readers, those that have left are passed over."""
-        self._check_open()
-        if time.monotonic() >= self._next_expiry_s:
-            self.expire_data()
-        message = Message(kind, *codec.encode(obj, allow_pickle=self._allow_pickle))
-        if message.size_bytes > self._max_message_bytes:
-            raise MessageError(
-                f"the message has {message.size_bytes:,} bytes but max_message_bytes is "
-                f"{self._max_message_bytes:,}; send it in parts, as tensors through a tensor group, or give "
-                "every rank a higher limit"
-            )
-        try:
-            for rank in ranks:
-                if rank == self.rank:
-                    self._own.put(message.parcel())
-                else:
-                    self._send(message, self._mesh.links[rank])
-        finally:
-            message.close()
-
-    def _send(self, message: Message, link: Link) -> None:
-        if link.unread_bytes >= self._max_unread_bytes:
-            self._wait_for_room(link)
-        if not link.left:
-            link.send(message)
-            if not link.cut_off:
-                return
-            # Its last words may still lie in the socket: whether it left, and what it sent before.
-            self._mesh.pump(0.0)
-        doing = f"sending to rank {link.rank}"
-        if not link.left:
-            self._mesh.raise_if_lost(doing)
-        if message.kind == Kind.OBJECT:
-            raise PeerLostError(f"rank {link.rank} has left the group; rank {self.rank} was {doing}")
-
-    def _wait_for_room(self, link: Link) -> None:
-        if not self._mesh.wait(
-            lambda: link.unread_bytes < self._max_unread_bytes or link.left,
-            doing=f"sending to rank {link.rank}",
-            deadline_s=time.monotonic() + self.store_timeout,
-        ):
-            raise GroupTimeoutError(
-                f"rank {link.rank} has {link.unread_bytes:,} bytes from rank {self.rank} unread, and had for "
-                f"{self.store_timeout:g} s; max_unread_bytes is {self._max_unread_bytes:,}"
-            )
-
-    def _wait_for(self, kind: Kind, ranks: Iterable[int]) -> None:
-        """Wait until each of ``ranks`` has sent something of this kind that is not read yet."""
-        self._check_open()
-        silent = [r for r in ranks if not self._inbox(r).has(kind)]
-        if not silent:
-            return
-        what = "an object" if kind == Kind.OBJECT else "a broadcast"
-
-        def heard() -> bool:
-            while silent and self._inbox(silent[-1]).has(kind):
-                silent.pop()
-            # One that has left may have sent it before, while another's is still to come.
-            left = (r for r in silent if r in self._mesh.links and self._mesh.links[r].left)
-            return not silent or any(not self._inbox(r).has(kind) for r in left)
-
-        deadline_s = time.monotonic() + self.store_timeout
-        in_time = self._mesh.wait(
-            heard, doing=f"waiting for {what} from {name_ranks(silent)}", deadline_s=deadline_s
-        )
-        silent = [r for r in silent if not self._inbox(r).has(kind)]
-        if silent and not in_time:
-            raise GroupTimeoutError(
-                f"rank {self.rank} waited {self.store_timeout:g} s for {what} from {name_ranks(silent)}; "
-                "look at their logs, or give the group a longer store_timeout"
-            )
-        if silent:
-            gone = [r for r in silent if r not in self._mesh.present()]
-            raise PeerLostError(
-                f"{name_ranks(gone)} left the group without sending {what} that rank {self.rank} waits for"
-            )
-
-    def _take(self, kind: Kind, src: int) -> Any:
-        """Return the next object of this kind from ``src``, waiting for it if need be."""
-        self._wait_for(kind, [src])
-        parcel = self._inbox(src).take(kind)
-        if src != self.rank:
-            self._mesh.links[src].read(parcel.content_bytes + OVERHEAD_BYTES)
-        waited_s = time.monotonic() - parcel.sent_s
-        if waited_s > self.data_expiration_seconds:
-            raise MessageError(
-                f"message {parcel.number} from rank {src} to rank {self.rank} expired unread: it is "
-                f"{waited_s:.1f} s old and data_expiration_seconds is {self.data_expiration_seconds:g}"
-            )
-        try:
-            return codec.decode(parcel.head, parcel.body, allow_pickle=self._allow_pickle)
-        except MessageError as error:
-            raise MessageError(f"from rank {src}: {error}") from error

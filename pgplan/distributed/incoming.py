@@ -27,7 +27,9 @@ from pgplan.errors import MessageError
 if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
 
-_READ_BYTES = 128 << 10
+_READ_BYTES = 64 << 10
+# Plain integers: socket's own flags are enumerations, slow to combine.
+_CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 
 
@@ -96,14 +98,12 @@ class Incoming:
         return data, more and self.ended is None
 
     def _read_with_files(self) -> bytes:
-        data, ancillary, flags, _ = self._socket.recvmsg(
-            _READ_BYTES, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = self._socket.recvmsg(_READ_BYTES, _DESCRIPTOR_SPACE, _CLOSE_ON_EXEC)
         for _, _, content in ancillary:
             descriptors = array.array("i")
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
             self._descriptors.extend(descriptors)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _TRUNCATED:
             raise MessageError("its memory file was lost, as this process has no descriptor left")
         return data
 

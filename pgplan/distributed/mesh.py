@@ -38,6 +38,7 @@ class Mesh:
         self.links = dict(links)
         self.rank = rank
         self._on_parcel = on_parcel
+        self._anyone_lost = False
         self._poll = select.poll()
         self._by_descriptor = {link.socket.fileno(): link for link in self.links.values()}
         for descriptor in self._by_descriptor:
@@ -50,8 +51,8 @@ class Mesh:
 
     def raise_if_lost(self, doing: str) -> None:
         """Raise PeerLostError if any peer is lost, naming all that are."""
-        lost = [link for link in self.links.values() if link.lost]
-        if lost:
+        if self._anyone_lost:
+            lost = [link for link in self.links.values() if link.lost]
             reasons = "; ".join(f"rank {link.rank} is gone: {link.lost}" for link in lost)
             raise PeerLostError(f"{reasons}; rank {self.rank} was {doing}; look at the lost rank's log")
 
@@ -65,6 +66,7 @@ class Mesh:
             finally:
                 if link.ended:
                     self._poll.unregister(descriptor)
+                self._anyone_lost = self._anyone_lost or link.lost is not None
 
     def wait(self, done: Callable[[], bool], *, doing: str, deadline_s: float) -> bool:
         """Pump until ``done()`` or the deadline (on the monotonic clock); return whether it is done.
@@ -73,7 +75,7 @@ class Mesh:
             PeerLostError: A peer is lost and ``done()`` does not hold.
         """
         while not done():
-            if any(link.lost for link in self.links.values()):
+            if self._anyone_lost:
                 self.pump(0.0)  # what the others sent before may be what is waited for
                 if done():
                     return True

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pgplan.distributed.wire import INLINE_BYTES, Message
+from pgplan.distributed.wire import Message
 
 if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # How long the thread rests when the kernel holds too many descriptors under way to take one more.
 _RETRY_S = 0.005
 _TCP_UNACKNOWLEDGED = 0x5411  # SIOCOUTQ of Linux
+# The kernel may grant less; what it grants, a message can use without a thread.
+_SEND_BUFFER_BYTES = 4 << 20
+# Plain integers: socket's own flags are enumerations, slow to combine.
+_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
 
 
 class Outgoing:
@@ -41,6 +45,8 @@ class Outgoing:
         self.broken: str | None = None
         self._socket = sock
         self._passes_files = sock.family == socket.AF_UNIX
+        if self._passes_files:  # TCP tunes itself, unless told
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._seal = seal
         self._lock = threading.Lock()
         self._queue: deque[tuple[memoryview, int | None]] = deque()
@@ -54,8 +60,7 @@ class Outgoing:
             message: What to send; its buffers may change as soon as this returns.
             number: What the frame's number says; None counts the messages of this kind.
         """
-        in_file = self._passes_files and message.body_bytes > INLINE_BYTES
-        descriptor = message.descriptor() if in_file else None
+        descriptor = message.descriptor() if self._passes_files and message.suits_file else None
         body = message.parts() if message.body_bytes and descriptor is None else []
         with self._lock:
             if self.broken:
@@ -89,7 +94,7 @@ class Outgoing:
         if descriptor is not None:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
         try:
-            return self._socket.sendmsg(parts, ancillary, socket.MSG_NOSIGNAL)
+            return self._socket.sendmsg(parts, ancillary, _NO_SIGNAL)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:

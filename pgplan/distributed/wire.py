@@ -1,8 +1,8 @@
 """Say what a message looks like between two ranks, whatever carries it.
 
 A frame is a fixed header, a *head* (msgpack, at most 64 KiB) and a *body* (the large buffers that the head
-refers to; a larger head goes there too). Over socket pairs a body beyond 64 KiB travels as a sealed memory
-file whose descriptor rides beside the header. Over TCP the body follows the head in the stream.
+refers to; a larger head goes there too). The body follows the head in the stream; over socket pairs a body
+that is large or has many readers is a sealed memory file instead, whose descriptor rides beside the header.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ INLINE_BYTES = 64 << 10
 ALIGNMENT = 64
 # What a message costs its reader beyond its bytes: an object, a queue entry, a header.
 OVERHEAD_BYTES = 256
+# A memory file costs its writer some 600 us per MiB (the kernel clears and fills every page) and its readers
+# next to nothing; a stream costs each reader some 150 us per MiB, and as much as the file once the reader's
+# own memory is fresh pages too. So a file pays with many readers, or from a certain size.
+_FILE_READERS = 4
+_FILE_BYTES = 8 << 20
 # One vectored write takes 1024 parts (IOV_MAX); long before that joining them is cheaper.
 _MAX_PARTS = 64
 
@@ -36,6 +41,9 @@ class Kind(IntEnum):
 
     OBJECT = 1
     BROADCAST = 2
+    GATHER = 3
+    GATHERED = 4
+    SHARE = 5
     ARRIVED = 16
     ANNOUNCED = 17
     RELEASED = 18
@@ -88,10 +96,13 @@ class Message:
         "head",
         "head_bytes",
         "kind",
+        "readers",
     )
 
-    def __init__(self, kind: Kind, head: bytes = b"", buffers: Sequence[memoryview] = ()) -> None:
-        self.kind = kind
+    def __init__(
+        self, kind: Kind, head: bytes = b"", buffers: Sequence[memoryview] = (), *, readers: int = 1
+    ) -> None:
+        self.kind, self.readers = kind, readers
         self.head, self.head_bytes, self.flags = head, len(head), 0
         self.body_bytes = 0
         self._parts: list[bytes | memoryview] = []
@@ -114,6 +125,12 @@ class Message:
     def size_bytes(self) -> int:
         """Return how many bytes travel, the header aside."""
         return len(self.head) + self.body_bytes
+
+    @property
+    def suits_file(self) -> bool:
+        """Return whether a memory file is the cheaper way for the body, where there is a choice."""
+        readers_suit = self.readers >= _FILE_READERS and self.body_bytes > INLINE_BYTES
+        return readers_suit or self.body_bytes >= _FILE_BYTES
 
     @property
     def charge_bytes(self) -> int:

@@ -1,0 +1,269 @@
+"""Measure the metadata plane beside vLLM's own, interleaved in the same worker processes.
+
+    python benchmarks/metadata_plane.py --vllm-file .../vllm/distributed/utils.py
+
+Every worker holds one group of each implementation and goes through the same operations in turn, one
+repetition of each after the other, so that whatever else the machine does falls on all of them alike. The
+clock is the host's monotonic one, which all processes share:
+
+    create      first rank's start -> last rank's end (socket pairs exist before the workers do)
+    barrier     last arrival -> last departure
+    bcast       start of the source -> end of the last receiver
+    bcast_read  the same, each receiver having touched every page of what it received
+    all_gather  first start -> last end
+    round_trip  rank 0 sends to rank 1 and gets it back
+
+Each implementation frees what it holds outside the clock. A ratio is vLLM's median over the other's: above
+1, the other is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from peers import vllm_stateless  # noqa: E402
+
+from pgplan.distributed import StatelessProcessGroup, new_token, socket_mesh  # noqa: E402
+from pgplan.distributed.bootstrap import sockets_variable  # noqa: E402
+
+OURS, TCP, TCP_OPEN, VLLM = "pgplan sockets", "pgplan TCP", "pgplan TCP, no token", "vLLM"
+SIZES = {"100 B": 100, "1 MiB": 1 << 20, "32 MiB": 32 << 20}
+Row = tuple[str, str, int]
+Operation = Callable[[Any, Any], None]
+
+
+# What is measured ------------------------------------------------------------------------------------------
+
+
+def payload(size_bytes: int) -> Any:
+    """Return an object of this size: bytes if it is small, else a numpy array of float32."""
+    import numpy as np
+
+    return bytes(size_bytes) if size_bytes < 1024 else np.zeros(size_bytes // 4, np.float32)
+
+
+def broadcast(group: Any, obj: Any) -> Any:
+    return group.broadcast_obj(obj if group.rank == 0 else None, 0)
+
+
+def broadcast_and_read(group: Any, obj: Any) -> None:
+    broadcast(group, obj)[::1024].sum()
+
+
+def round_trip(group: Any, obj: Any) -> None:
+    if group.rank == 0:
+        group.send_obj(obj, 1)
+        group.recv_obj(1)
+    elif group.rank == 1:
+        group.send_obj(group.recv_obj(0), 0)
+
+
+def plan_of(ranks: int, scale: float) -> list[tuple[str, str, Operation, int, int]]:
+    """Return operation, size name, function, bytes and repetitions, for this many ranks."""
+
+    def times(count: int) -> int:
+        return max(3, round(count * scale))
+
+    large = times(15 if ranks <= 4 else 7)
+    rows: list[tuple[str, str, Operation, int, int]] = [
+        ("barrier", "", lambda group, _: group.barrier(), 0, times(200)),
+        ("bcast", "100 B", broadcast, SIZES["100 B"], times(200)),
+        ("all_gather", "100 B", lambda group, obj: group.all_gather_obj(obj), SIZES["100 B"], times(100)),
+        ("round_trip", "100 B", round_trip, SIZES["100 B"], times(200)),
+        ("bcast", "1 MiB", broadcast, SIZES["1 MiB"], times(30)),
+        ("all_gather", "1 MiB", lambda group, obj: group.all_gather_obj(obj), SIZES["1 MiB"], times(15)),
+        ("round_trip", "1 MiB", round_trip, SIZES["1 MiB"], times(30)),
+        ("bcast", "32 MiB", broadcast, SIZES["32 MiB"], large),
+        ("bcast_read", "32 MiB", broadcast_and_read, SIZES["32 MiB"], large),
+    ]
+    return rows
+
+
+def elapsed_s(operation: str, spans: list[tuple[float, float]]) -> float:
+    """Return what one repetition took, from each rank's start and end."""
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    if operation == "round_trip":
+        return ends[0] - starts[0]
+    if operation == "barrier":
+        return max(ends) - max(starts)
+    return max(ends) - (min(starts) if operation in ("all_gather", "create") else starts[0])
+
+
+# A worker --------------------------------------------------------------------------------------------------
+
+
+def worker(job: dict[str, Any]) -> None:
+    """Make one group per implementation, go through the plan, and let rank 0 print the medians."""
+    sync = StatelessProcessGroup.from_environment()
+    groups, medians = make_groups(sync, job)
+    for operation, size_name, function, size_bytes, repetitions in plan_of(sync.world_size, job["scale"]):
+        obj = payload(size_bytes)
+        taken: dict[str, list[float]] = {name: [] for name in groups}
+        for repetition in range(repetitions + 1):
+            for name, group in groups.items():
+                sync.barrier(timeout=600)
+                start_s = time.monotonic()
+                function(group, obj)
+                end_s = time.monotonic()
+                spans = sync.all_gather_obj((start_s, end_s))
+                if repetition:  # the first one warms up
+                    taken[name].append(elapsed_s(operation, spans))
+                if name == VLLM:
+                    vllm_stateless.free(group)
+        for name, times_s in taken.items():
+            medians.append(
+                (operation, size_name, sync.world_size, name, statistics.median(times_s), len(times_s))
+            )
+    if sync.rank == 0:
+        print(json.dumps(medians))
+    sync.barrier(timeout=600)
+    for name, group in groups.items():
+        if name != VLLM:
+            group.close()
+    sync.close()
+
+
+def make_groups(sync: StatelessProcessGroup, job: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Return the groups, in an order that vLLM does not always end, and how long making them took."""
+    rank, ranks = sync.rank, sync.world_size
+    listeners = {name: socket.socket(fileno=fd) for name, fd in job["listeners"].items()} if rank == 0 else {}
+    ours = {int(peer): socket.socket(fileno=fd) for peer, fd in job["sockets"][rank].items()}
+    makers: dict[str, Callable[[], Any]] = {
+        OURS: lambda: StatelessProcessGroup.from_sockets(ours, rank=rank, world_size=ranks),
+        TCP: lambda: StatelessProcessGroup.create(
+            "127.0.0.1", job["ports"][TCP], rank, ranks, listen_socket=listeners.get(TCP), token=job["token"]
+        ),
+        TCP_OPEN: lambda: StatelessProcessGroup.create(
+            "127.0.0.1", job["ports"][TCP_OPEN], rank, ranks, listen_socket=listeners.get(TCP_OPEN)
+        ),
+    }
+    if job["vllm_file"]:
+        import torch
+
+        torch.set_num_threads(1)
+        vllm = vllm_stateless.load(job["vllm_file"])
+        makers[VLLM] = lambda: vllm.StatelessProcessGroup.create(
+            "127.0.0.1", job["ports"][VLLM], rank, ranks, listen_socket=listeners.get(VLLM)
+        )
+    groups, medians = {}, []
+    for name, make in makers.items():
+        sync.barrier(timeout=600)
+        start_s = time.monotonic()
+        groups[name] = make()
+        spans = sync.all_gather_obj((start_s, time.monotonic()))
+        medians.append(("create", "", ranks, name, elapsed_s("create", spans), 1))
+    return groups, medians
+
+
+# The parent ------------------------------------------------------------------------------------------------
+
+
+def measure(ranks: int, *, vllm_file: str | None, scale: float) -> list[Any]:
+    """Run the workers for one number of ranks and return their medians."""
+    sync, ours = socket_mesh(ranks), socket_mesh(ranks)
+    listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in (TCP, TCP_OPEN, VLLM)}
+    job = {
+        "listeners": {name: sock.fileno() for name, sock in listeners.items()},
+        "ports": {name: sock.getsockname()[1] for name, sock in listeners.items()},
+        "sockets": [{peer: sock.fileno() for peer, sock in sockets.items()} for sockets in ours],
+        "token": new_token(),
+        "vllm_file": vllm_file,
+        "scale": scale,
+    }
+    workers = []
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(job, file)
+        file.flush()
+        for rank in range(ranks):
+            inherited = [sock.fileno() for mesh in (sync, ours) for sock in mesh[rank].values()]
+            if rank == 0:
+                inherited += [sock.fileno() for sock in listeners.values()]
+            environment = os.environ | {
+                "PGPLAN_RANK": str(rank),
+                "PGPLAN_WORLD_SIZE": str(ranks),
+                "PGPLAN_SOCKETS": sockets_variable(sync[rank]),
+                "OMP_NUM_THREADS": "1",
+            }
+            command = [sys.executable, __file__, "--worker", file.name]
+            output = subprocess.PIPE if rank == 0 else None
+            workers.append(subprocess.Popen(command, env=environment, pass_fds=inherited, stdout=output))
+        for sock in [s for mesh in (*sync, *ours) for s in mesh.values()] + list(listeners.values()):
+            sock.close()
+        printed, _ = workers[0].communicate()
+    if any(process.wait() for process in workers):
+        raise SystemExit(f"a worker failed with {ranks} ranks")
+    return list(json.loads(printed))
+
+
+def table(medians: list[Any]) -> str:
+    """Return the medians in microseconds, and vLLM's median over each."""
+    names = list(dict.fromkeys(name for *_, name, _, _ in medians))
+    by_row: dict[Row, dict[str, float]] = {}
+    for operation, size, ranks, name, seconds, _ in medians:
+        by_row.setdefault((operation, size, ranks), {})[name] = seconds
+    lines = [f"{'operation':<11}{'size':>8}{'ranks':>6}" + "".join(f"{name + ' us':>24}" for name in names)]
+    for (operation, size, ranks), row in by_row.items():
+        cells = ""
+        for name in names:
+            ratio = f" ({row[VLLM] / row[name]:.1f}x)" if VLLM in row and name != VLLM else ""
+            cells += f"{f'{1e6 * row[name]:,.0f}{ratio}':>24}"
+        lines.append(f"{operation:<11}{size:>8}{ranks:>6}{cells}")
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Return what the figures were measured with."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "msgpack")}
+    return {"python": platform.python_version(), "linux": platform.release(), **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vllm-file", default=os.environ.get("PGPLAN_PEER_FILE"), help="vLLM's utils.py")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--scale", type=float, default=1.0, help="repetitions relative to a full run")
+    parser.add_argument("-o", "--output", type=Path, help="write the medians here, as JSON")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(json.loads(options.worker.read_text()))
+        return
+    if not options.vllm_file:
+        print("vLLM's file was not given (--vllm-file): pgplan is measured alone", file=sys.stderr)
+    medians = []
+    for ranks in options.ranks:
+        medians += measure(ranks, vllm_file=options.vllm_file, scale=options.scale)
+    print(table(medians))
+    if options.output:
+        result = {
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "load_average": os.getloadavg(),
+            "versions": versions(),
+            "vllm_file_md5": vllm_stateless.digest(options.vllm_file) if options.vllm_file else None,
+            "columns": ["operation", "size", "ranks", "implementation", "median_s", "repetitions"],
+            "rows": medians,
+        }
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Move objects between one rank and the others: encode, bound, send, wait, decode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pgplan.distributed import codec
+from pgplan.distributed.link import Inbox, Link
+from pgplan.distributed.mesh import Mesh, name_ranks
+from pgplan.distributed.wire import OVERHEAD_BYTES, Kind, Message, Parcel
+from pgplan.errors import GroupError, GroupTimeoutError, MessageError, PeerLostError
+
+_MIN_UNREAD_BYTES = 4 << 20
+_WHAT = {Kind.OBJECT: "an object", Kind.BROADCAST: "a broadcast"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bound what a group holds and how long it waits; ``StatelessProcessGroup.create`` explains each."""
+
+    data_expiration_seconds: float
+    store_timeout: float
+    allow_pickle: bool
+    max_message_bytes: int
+    max_unread_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.max_unread_bytes < _MIN_UNREAD_BYTES:
+            raise GroupError(
+                f"max_unread_bytes must be at least {_MIN_UNREAD_BYTES:,}, as readers report what they read "
+                f"1 MiB at a time, but is {self.max_unread_bytes:,}"
+            )
+
+
+class Exchange:
+    """Send and receive objects over a mesh, within limits."""
+
+    def __init__(self, mesh: Mesh, limits: Limits) -> None:
+        self.mesh, self._limits = mesh, limits
+        self._own = Inbox()
+        self._expire_next_s = 0.0
+        self._schedule_expiry()
+
+    # Sending -------------------------------------------------------------------------------------------
+
+    def message(self, kind: Kind, obj: object, *, readers: int = 1) -> Message:
+        """Return ``obj`` as a message within the limit."""
+        head, buffers = codec.encode(obj, allow_pickle=self._limits.allow_pickle)
+        message = Message(kind, head, buffers, readers=readers)
+        if message.size_bytes > self._limits.max_message_bytes:
+            raise MessageError(
+                f"the message has {message.size_bytes:,} bytes but max_message_bytes is "
+                f"{self._limits.max_message_bytes:,}; send it in parts, or as tensors through a tensor "
+                "group, or give every rank a higher limit"
+            )
+        return message
+
+    def post(self, message: Message, ranks: Sequence[int]) -> None:
+        """Send a message to some ranks; of a broadcast's readers, those that have left are passed over."""
+        if time.monotonic() >= self._expire_next_s:
+            self.expire()
+        try:
+            for rank in ranks:
+                if rank == self.mesh.rank:
+                    self._own.put(message.parcel())
+                else:
+                    self._send(message, self.mesh.links[rank])
+        finally:
+            message.close()
+
+    def _send(self, message: Message, link: Link) -> None:
+        if link.unread_bytes >= self._limits.max_unread_bytes:
+            self._wait_for_room(link)
+        if not link.left:
+            link.send(message)
+            if not link.cut_off:
+                return
+            # Its last words may still lie in the socket: whether it left, and what it sent before.
+            self.mesh.pump(0.0)
+        doing = f"sending to rank {link.rank}"
+        if not link.left:
+            self.mesh.raise_if_lost(doing)
+        if message.kind != Kind.BROADCAST:
+            raise PeerLostError(f"rank {link.rank} has left the group; rank {self.mesh.rank} was {doing}")
+
+    def _wait_for_room(self, link: Link) -> None:
+        limits = self._limits
+        if not self.mesh.wait(
+            lambda: link.unread_bytes < limits.max_unread_bytes or link.left,
+            doing=f"sending to rank {link.rank}",
+            deadline_s=time.monotonic() + limits.store_timeout,
+        ):
+            raise GroupTimeoutError(
+                f"rank {link.rank} has {link.unread_bytes:,} bytes from rank {self.mesh.rank} unread, and had "
+                f"for {limits.store_timeout:g} s; max_unread_bytes is {limits.max_unread_bytes:,}"
+            )
+
+    # Receiving -----------------------------------------------------------------------------------------
+
+    def take(self, kind: Kind, src: int) -> Any:
+        """Return the next object of this kind from ``src``, waiting for it if need be."""
+        parcel = self.take_parcel(kind, src)
+        return self.open(parcel.head, parcel.body, src)
+
+    def take_parcel(self, kind: Kind, src: int) -> Parcel:
+        """Return the next message of this kind from ``src``, still encoded."""
+        self.wait_for(kind, [src])
+        parcel = self._inbox(src).take(kind)
+        if src != self.mesh.rank:
+            self.mesh.links[src].read(parcel.content_bytes + OVERHEAD_BYTES)
+        age_s = time.monotonic() - parcel.sent_s
+        if age_s > self._limits.data_expiration_seconds:
+            raise MessageError(
+                f"message {parcel.number} from rank {src} to rank {self.mesh.rank} expired unread: it is "
+                f"{age_s:.1f} s old and data_expiration_seconds is {self._limits.data_expiration_seconds:g}"
+            )
+        return parcel
+
+    def open(self, head: bytes | memoryview, body: memoryview | None, src: int) -> Any:
+        """Return the object that a message from ``src`` holds."""
+        try:
+            return codec.decode(head, body, allow_pickle=self._limits.allow_pickle)
+        except MessageError as error:
+            raise MessageError(f"from rank {src}: {error}") from error
+
+    def wait_for(self, kind: Kind, ranks: Sequence[int]) -> None:
+        """Wait until each of ``ranks`` has sent something of this kind that is not read yet."""
+        silent = [r for r in ranks if not self._inbox(r).has(kind)]
+        if not silent:
+            return
+        me, what = self.mesh.rank, _WHAT.get(kind, "its part of a gathering")
+        links = self.mesh.links
+
+        def heard_or_left() -> bool:
+            while silent and self._inbox(silent[-1]).has(kind):
+                silent.pop()
+            return not silent or any(links[r].left for r in silent if r != me)
+
+        self.mesh.wait(
+            heard_or_left,
+            doing=f"waiting for {what} from {name_ranks(silent)}",
+            deadline_s=time.monotonic() + self._limits.store_timeout,
+        )
+        silent = [r for r in silent if not self._inbox(r).has(kind)]
+        if left := [r for r in silent if r != me and links[r].left]:
+            raise PeerLostError(
+                f"{name_ranks(left)} left the group; rank {me} was waiting for {what} from there"
+            )
+        if silent:
+            raise GroupTimeoutError(
+                f"rank {me} waited {self._limits.store_timeout:g} s for {what} from {name_ranks(silent)}; "
+                "look at the log there, or give the group a longer store_timeout"
+            )
+
+    def _inbox(self, rank: int) -> Inbox:
+        return self._own if rank == self.mesh.rank else self.mesh.links[rank].inbox
+
+    # Forgetting ----------------------------------------------------------------------------------------
+
+    def expire(self) -> int:
+        """Free what arrived here and was not read in time; return how many bytes that freed."""
+        self.mesh.pump(0.0)
+        limit_s = time.monotonic() - self._limits.data_expiration_seconds
+        self._schedule_expiry()
+        freed_bytes = self._own.empty_before(limit_s)
+        for link in self.mesh.links.values():
+            freed_here_bytes = link.inbox.empty_before(limit_s)
+            link.read(freed_here_bytes)
+            freed_bytes += freed_here_bytes
+        return freed_bytes
+
+    def _schedule_expiry(self) -> None:
+        self._expire_next_s = time.monotonic() + self._limits.data_expiration_seconds / 10
