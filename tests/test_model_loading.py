@@ -89,7 +89,8 @@ def test_float32_is_kept_and_remarked_on() -> None:
 
 def test_a_missing_path_is_refused(tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path / "config.json")
-    assert "there is no file nowhere;" in refusal("./nowhere")
+    assert "there is no file ./nowhere;" in refusal("./nowhere")
+    assert "the catalogue has no model" in refusal("x" * 5000)
     assert "there is no file nowhere.json" in refusal("nowhere.json")
     assert "must hold config.json" in refusal(tmp_path)
 
@@ -102,6 +103,24 @@ def test_broken_json_is_refused_with_its_place(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(file)
     file.write_text("[1, 2]")
     assert "must hold a JSON object, got list" in refusal(file)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"hidden_size": ' + "1" * 5000 + "}"], ids=["deep", "long"])
+def test_hostile_json_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    assert "cannot be read" in refusal(file)
+
+
+def test_long_values_are_shortened_in_messages() -> None:
+    assert len(refusal({**LLAMA, "num_hidden_layers": "9" * 5000})) < 250
+
+
+def test_a_missing_vision_config_means_the_sizes_of_the_class() -> None:
+    text = {key: value for key, value in LLAMA.items() if key != "architectures"}
+    model = load_model({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text})
+    assert model.towers
+    assert "no vision_config" in model.notes[0]
 
 
 def test_missing_keys_are_named_together() -> None:
@@ -178,6 +197,11 @@ def test_a_plain_decoder_may_be_assumed() -> None:
     model = load_model(strange, assume="llama")
     assert model.parameters == LLAMA_PARAMETERS
     assert model.architecture == "LlamaForCausalLM"
+    assert model.notes == ("the architecture is not known and read as a plain decoder, as asked",)
+    assert (
+        "whatever sliding_window says"
+        in load_model({**strange, "sliding_window": 9}, assume="llama").notes[1]
+    )
 
 
 def test_an_assumption_is_refused_where_the_keys_do_not_fit() -> None:

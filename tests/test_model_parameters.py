@@ -11,6 +11,7 @@ from itertools import groupby
 
 import pytest
 
+from pgplan.errors import ModelError
 from pgplan.model import ModelSpec, load_model
 
 # name: total = embedding + head + final norm [+ towers]; kv bytes per token of one layer in bfloat16
@@ -96,6 +97,15 @@ minicpm4-8b: 8185253888 = 300843008 + 300843008 + 4096; kv 1024
   32 x attention 35651584 mlp 201326592 norm 8192
 baichuan2-7b: 7505973248 = 514850816 + 514850816 + 4096; kv 16384
   32 x attention 67108864 mlp 135266304 norm 8192
+qwen3-vl-8b: 8767123696 = 622329856 + 622329856 + 4096 + towers 576388336; kv 4096
+  36 x attention 41943296 mlp 150994944 norm 8192
+qwen3-vl-32b: 33357390064 = 777912320 + 777912320 + 5120 + towers 595266800; kv 4096
+  64 x attention 94372096 mlp 393216000 norm 10240
+qwen3-vl-235b-a22b: 235670022896 = 622329856 + 622329856 + 4096 + towers 576388336; kv 2048
+  94 x attention 71303424 experts 2415919104 router 524288 norm 8192
+kimi-k2.5: 1026879353328 = 1174405120 + 1174405120 + 7168 + towers 471143920; kv 1152
+  1 x attention 101124096 mlp 396361728 norm 14336
+  60 x attention 101124096 experts 16911433728 router 2752512 shared 44040192 norm 14336
 """
 
 NAMES = re.findall(r"^(\S+):", FACTS, flags=re.MULTILINE)
@@ -140,6 +150,8 @@ PUBLISHED = {
     "llama-2-70b": 68_976_648_192,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
+    "llama-4-scout": 108_641_793_536,
+    "llama-4-maverick": 401_583_781_376,
     "mistral-7b-v0.3": 7_248_023_552,
     "mistral-nemo-12b": 12_247_782_400,
     "mistral-small-24b": 23_572_403_200,
@@ -169,6 +181,65 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_equal_what_is_published(name: str) -> None:
     assert load_model(name).parameters == PUBLISHED[name]
+
+
+def test_llama4_alternates_dense_and_expert_layers() -> None:
+    layers = load_model("llama-4-maverick").layers
+    assert [layer.kind for layer in layers[:4]] == [
+        "chunked, dense",
+        "chunked, moe",
+        "chunked, dense",
+        "full, moe",
+    ]
+    assert [layer.parameters for layer in layers[:2]] == [314_583_040, 16_295_536_640]
+
+
+# Published with code and keys of their own; what they need is stated whole.
+OLDER = [
+    (
+        {
+            "architectures": ["ChatGLMModel"],
+            "num_layers": 28,
+            "hidden_size": 4096,
+            "ffn_hidden_size": 13696,
+            "num_attention_heads": 32,
+            "multi_query_attention": True,
+            "multi_query_group_num": 2,
+            "kv_channels": 128,
+            "padded_vocab_size": 65024,
+            "add_qkv_bias": True,
+            "seq_length": 16384,
+        },
+        (6_243_584_000, {"norm": 8192, "attention": 35_656_192, "mlp": 168_296_448}, 1024),
+    ),
+    (
+        {
+            "architectures": ["QWenLMHeadModel"],
+            "num_hidden_layers": 80,
+            "hidden_size": 8192,
+            "intermediate_size": 49152,
+            "num_attention_heads": 64,
+            "vocab_size": 152064,
+        },
+        (72_287_920_128, {"norm": 16384, "attention": 268_460_032, "mlp": 603_979_776}, 32768),
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "expected"), OLDER, ids=["ChatGLM3 6B", "Qwen 72B"])
+def test_older_models(config: dict[str, object], expected: tuple[int, dict[str, int], int]) -> None:
+    model = load_model(config)
+    layer = model.layers[0]
+    assert layer.attention is not None
+    kv_bytes = layer.attention.kv_elements_per_token() * 2
+    assert (model.parameters, layer.parameters_by_part(), kv_bytes) == expected
+
+
+def test_chatglm_of_another_make_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match="add_bias_linear false and rmsnorm true, the given dict says otherwise"
+    ):
+        load_model({**OLDER[0][0], "add_bias_linear": True})
 
 
 # Billions of parameters that each token passes, as the models' names and papers round them.
@@ -212,6 +283,7 @@ def windows(name: str) -> str:
         ("mistral-7b-v0.2", "full " * 12),
         ("qwen2.5-7b", "full " * 12),
         ("phi-3-mini", "2047 " * 12),
+        ("llama-4-scout", ("8192 " * 3 + "full ") * 3),
     ],
 )
 def test_windows(name: str, expected: str) -> None:

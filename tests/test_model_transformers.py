@@ -46,6 +46,17 @@ VISION = {
     "image_size": 56,
     "patch_size": 14,
 }
+QWEN_VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "depth": 3,
+    "num_heads": 4,
+    "patch_size": 4,
+    "out_hidden_size": 96,
+    "num_position_embeddings": 36,
+    "deepstack_visual_indexes": [0, 2],
+}
+MROPE = {"rope_type": "default", "mrope_section": [4, 3, 3], "mrope_interleaved": True}
 
 # (model_type, architecture, configuration)
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -109,6 +120,40 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "Gemma3ForConditionalGeneration",
         {"text_config": BASE, "vision_config": {**VISION, "vision_use_head": False}},
     ),
+    (
+        "llama4",
+        "Llama4ForConditionalGeneration",
+        {
+            "text_config": {
+                **BASE,
+                "head_dim": 20,
+                "num_local_experts": 4,
+                "intermediate_size_mlp": 200,
+                "interleave_moe_layer_step": 2,
+                "attention_chunk_size": 64,
+            },
+            "vision_config": {
+                **VISION,
+                "vision_output_dim": 72,
+                "projector_input_dim": 80,
+                "projector_output_dim": 80,
+            },
+        },
+    ),
+    (
+        "qwen3_vl",
+        "Qwen3VLForConditionalGeneration",
+        {"text_config": {**BASE, "head_dim": 20, "rope_scaling": MROPE}, "vision_config": QWEN_VISION},
+    ),
+    (
+        "qwen3_vl_moe",
+        "Qwen3VLMoeForConditionalGeneration",
+        {
+            "text_config": {**QWEN_MOE, "head_dim": 20, "rope_scaling": MROPE},
+            "vision_config": QWEN_VISION,
+            "tie_word_embeddings": False,
+        },
+    ),
     ("phi3", "Phi3ForCausalLM", {**BASE, "sliding_window": 64}),
     ("olmo2", "Olmo2ForCausalLM", {**BASE, "attention_bias": True}),
     ("olmo3", "Olmo3ForCausalLM", {**BASE, "sliding_window": 64, "num_hidden_layers": 9}),
@@ -131,7 +176,9 @@ def size(module: torch.nn.Module) -> int:
 
 
 def decoder_layers(built: torch.nn.Module) -> torch.nn.ModuleList:
-    text = getattr(built.model, "language_model", built.model)
+    text = getattr(built, "language_model", built)
+    text = getattr(text, "model", text)
+    text = getattr(text, "language_model", text)
     assert isinstance(text.layers, torch.nn.ModuleList)
     return text.layers
 
@@ -172,9 +219,9 @@ def test_modules_have_the_names_and_sizes_of_the_checkpoint(both: tuple[ModelSpe
 def test_windows_are_those_of_the_architecture(both: tuple[ModelSpec, torch.nn.Module]) -> None:
     model, built = both
     text = built.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
+    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
     types = getattr(text, "layer_types", None)
     if types is None:
         types = ["sliding_attention" if window else "full_attention"] * model.num_layers
-    wanted = [window if kind == "sliding_attention" else None for kind in types]
+    wanted = [None if kind == "full_attention" else window for kind in types]
     assert [layer.attention and layer.attention.window for layer in model.layers] == wanted

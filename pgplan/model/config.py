@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from reprlib import repr as shown
 
 from pgplan.errors import ModelError
 
@@ -66,7 +67,7 @@ class Config:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             key = next(key for key in keys if self.data.get(key, self.defaults.get(key)) is not None)
             raise ModelError(
-                f"{key} must be a whole number of at least 1, got {value!r} in {self.where}; "
+                f"{key} must be a whole number of at least 1, got {shown(value)} in {self.where}; "
                 f"take it from the model's own config.json"
             )
         return value
@@ -83,7 +84,7 @@ class Config:
             return default
         if not isinstance(value, bool):
             raise ModelError(
-                f"{key} must be true or false, got {value!r} in {self.where}; write it as JSON does"
+                f"{key} must be true or false, got {shown(value)} in {self.where}; write it as JSON does"
             )
         return value
 
@@ -93,7 +94,9 @@ class Config:
         if value is None:
             return None
         if not isinstance(value, (list, tuple)):
-            raise ModelError(f"{key} must be a list, got {value!r} in {self.where}; write it as [..., ...]")
+            raise ModelError(
+                f"{key} must be a list, got {shown(value)} in {self.where}; write it as [..., ...]"
+            )
         return tuple(value)
 
     def section(self, key: str) -> Config | None:
@@ -102,7 +105,9 @@ class Config:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise ModelError(f"{key} must be an object, got {value!r} in {self.where}; write it as {{...}}")
+            raise ModelError(
+                f"{key} must be an object, got {shown(value)} in {self.where}; write it as {{...}}"
+            )
         return Config(value, f"{key} of {self.where}")
 
     @property
@@ -121,30 +126,36 @@ class Config:
             )
         return layers
 
-    def windows(self, *, is_sliding: Callable[[int], bool]) -> tuple[int | None, ...]:
+    def windows(
+        self,
+        *,
+        is_windowed: Callable[[int], bool],
+        layer_type: str = "sliding_attention",
+        key: str = "sliding_window",
+    ) -> tuple[int | None, ...]:
         """Return each layer's attention window in tokens, ``None`` for full attention.
 
-        ``layer_types`` decides where the file has it; ``is_sliding`` (of the layer's index) is the
-        architecture's own pattern for files that leave it out.
+        Args:
+            is_windowed: The architecture's own pattern by layer index, for files without ``layer_types``.
+            layer_type: What ``layer_types`` calls a layer with a window.
+            key: Where the window's size stands.
         """
         types = self.items("layer_types")
         if types is None:
-            types = tuple(
-                "sliding_attention" if is_sliding(index) else "full_attention"
-                for index in range(self.num_layers)
-            )
+            layers = range(self.num_layers)
+            types = tuple(layer_type if is_windowed(index) else "full_attention" for index in layers)
         if len(types) != self.num_layers:
             raise ModelError(
                 f"layer_types must name every layer, got {len(types)} for {self.num_layers} layers in "
                 f"{self.where}; leave layer_types out or correct num_hidden_layers"
             )
-        unknown = sorted({str(kind) for kind in types} - {"sliding_attention", "full_attention"})
+        unknown = sorted({str(kind) for kind in types} - {layer_type, "full_attention"})
         if unknown:
             raise ModelError(
-                f"layer_types may hold full_attention and sliding_attention, got {', '.join(unknown)} in "
+                f"layer_types may hold full_attention and {layer_type}, got {', '.join(unknown)} in "
                 f"{self.where}; this architecture is known with those two only"
             )
-        if "sliding_attention" not in types:
+        if layer_type not in types:
             return (None,) * len(types)
-        window = self.size("sliding_window")
-        return tuple(window if kind == "sliding_attention" else None for kind in types)
+        window = self.size(key)
+        return tuple(window if kind == layer_type else None for kind in types)

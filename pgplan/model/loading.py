@@ -76,20 +76,33 @@ def _find(source: str | Path | Mapping[str, object]) -> tuple[str, str, Mapping[
             f"a model must be a catalogue name, a path or a dict, got {type(source).__name__}; "
             f"e.g. 'llama-3.1-70b'"
         )
-    path = Path(source).expanduser()
-    if path.is_file() or (path / "config.json").is_file():
-        file = path if path.is_file() else path / "config.json"
+    file = _config_file(source)
+    if file is not None:
         data = _with_modelopt(_read_object(file), file.parent)
         name = file.resolve().parent.name if file.name == "config.json" else file.stem
         return name, str(file), data
-    if path.is_dir():
+    if isinstance(source, Path) or source.endswith(".json") or source.startswith((".", "/", "~")):
+        raise ModelError(f"there is no file {source}; give the path of a config.json or of its folder")
+    entry = catalogue_entry(source)
+    return entry.name, entry.source, entry.config
+
+
+def _config_file(source: str | Path) -> Path | None:
+    """Return the file that ``source`` is the path of, or lies in; ``None`` where it is no path."""
+    try:
+        path = Path(source).expanduser()
+        if path.is_file():
+            return path
+        is_folder = path.is_dir() and source != ""
+    except (OSError, RuntimeError):
+        return None
+    if not is_folder:
+        return None
+    if not (path / "config.json").is_file():
         raise ModelError(
             f"a model's folder must hold config.json, there is none in {path}; give another folder"
         )
-    if isinstance(source, Path) or path.suffix == ".json" or str(source).startswith((".", "/", "~")):
-        raise ModelError(f"there is no file {path}; give the path of a config.json or of its folder")
-    entry = catalogue_entry(source)
-    return entry.name, entry.source, entry.config
+    return path / "config.json"
 
 
 def _read_object(file: Path) -> dict[str, object]:
@@ -100,8 +113,8 @@ def _read_object(file: Path) -> dict[str, object]:
             f"{file} must be JSON, but line {error.lineno} column {error.colno} is not: "
             f"{error.msg}; correct it there"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file} cannot be read: {error}; give a readable UTF-8 file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read: {error}; give a model's config.json") from None
     if not isinstance(data, dict):
         raise ModelError(
             f"{file} must hold a JSON object, got {type(data).__name__}; give a model's config.json"
@@ -122,6 +135,14 @@ def _with_modelopt(data: dict[str, object], folder: Path) -> dict[str, object]:
     )
 
 
+def _assume_llama(config: Config) -> ModelSpec:
+    model = build_llama(config)
+    notes = ["the architecture is not known and read as a plain decoder, as asked"]
+    if config.get("sliding_window", "layer_types") is not None:
+        notes.append("every layer is taken to attend to everything, whatever sliding_window says")
+    return replace(model, notes=tuple(notes))
+
+
 def _builder(config: Config, *, assume: str | None) -> tuple[str, Builder]:
     """Return the architecture's name as the engines know it, and its builder."""
     if assume not in (None, "llama"):
@@ -135,7 +156,7 @@ def _builder(config: Config, *, assume: str | None) -> tuple[str, Builder]:
     against = [key for key in NOT_PLAIN if config.get(key) is not None]
     missing = [key for key in PLAIN_KEYS if config.get(key) is None]
     if assume == "llama" and not against and not missing:
-        return "LlamaForCausalLM", build_llama
+        return "LlamaForCausalLM", _assume_llama
     called = stated[0] if stated else "none (no architectures, no model_type)"
     if assume == "llama":
         reason = f"has {', '.join(against)}" if against else f"lacks {', '.join(missing)}"

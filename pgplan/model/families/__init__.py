@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pgplan.model.config import Config
-from pgplan.model.families import gemma, gpt_oss, llama, mla, moe, olmo, phi
+from pgplan.model.families import gemma, gpt_oss, llama, llama4, mla, moe, multimodal, older, olmo, phi
 from pgplan.model.spec import ModelSpec
 
 Builder = Callable[[Config], ModelSpec]
 
 BUILDERS: Mapping[str, Builder] = {
-    "BaichuanForCausalLM": llama.build_baichuan,
+    "BaichuanForCausalLM": older.build_baichuan,
+    "ChatGLMModel": older.build_chatglm,
     "DeepseekV2ForCausalLM": mla.build_deepseek,
     "DeepseekV3ForCausalLM": mla.build_deepseek,
     "Gemma2ForCausalLM": gemma.build_gemma2,
@@ -22,6 +23,8 @@ BUILDERS: Mapping[str, Builder] = {
     "Gemma3ForConditionalGeneration": gemma.build_gemma3_multimodal,
     "Glm4MoeForCausalLM": moe.build_glm4_moe,
     "GptOssForCausalLM": gpt_oss.build_gpt_oss,
+    "KimiK25ForConditionalGeneration": multimodal.build_kimi_k25,
+    "Llama4ForConditionalGeneration": llama4.build_llama4,
     "LlamaForCausalLM": llama.build_llama,
     "MiniCPM3ForCausalLM": mla.build_minicpm3,
     "MiniCPMForCausalLM": llama.build_minicpm,
@@ -33,18 +36,23 @@ BUILDERS: Mapping[str, Builder] = {
     "Olmo3ForCausalLM": olmo.build_olmo3,
     "Phi3ForCausalLM": phi.build_phi3,
     "PhiMoEForCausalLM": moe.build_phimoe,
+    "QWenLMHeadModel": older.build_qwen1,
     "Qwen2ForCausalLM": llama.build_qwen2,
     "Qwen2MoeForCausalLM": moe.build_qwen2_moe,
     "Qwen3ForCausalLM": llama.build_qwen3,
     "Qwen3MoeForCausalLM": moe.build_qwen3_moe,
+    "Qwen3VLForConditionalGeneration": multimodal.build_qwen3_vl,
+    "Qwen3VLMoeForConditionalGeneration": multimodal.build_qwen3_vl_moe,
 }
 
 # Other spellings of an architecture: older checkpoints, and files without "architectures" (by model_type).
 ALIASES: Mapping[str, str] = {
+    "ChatGLMForConditionalGeneration": "ChatGLMModel",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "Llama3ForCausalLM": "LlamaForCausalLM",
     "PhimoeForCausalLM": "PhiMoEForCausalLM",
     "baichuan": "BaichuanForCausalLM",
+    "chatglm": "ChatGLMModel",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
@@ -53,7 +61,9 @@ ALIASES: Mapping[str, str] = {
     "glm4_moe": "Glm4MoeForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "kimi_k2": "DeepseekV3ForCausalLM",
+    "kimi_k25": "KimiK25ForConditionalGeneration",
     "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForConditionalGeneration",
     "minicpm": "MiniCPMForCausalLM",
     "minicpm3": "MiniCPM3ForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
@@ -64,8 +74,11 @@ ALIASES: Mapping[str, str] = {
     "olmo3": "Olmo3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "phimoe": "PhiMoEForCausalLM",
+    "qwen": "QWenLMHeadModel",
     "qwen2": "Qwen2ForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
 }

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pgplan.model.config import Config
 from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, matrix, norm
-from pgplan.model.families.towers import NO_TOWER, siglip_tower
+from pgplan.model.families.towers import siglip_tower, tower_notes
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
 # What the classes fill in: published text_configs state only what differs from it.
@@ -23,7 +23,7 @@ def build_gemma2(config: Config) -> ModelSpec:
     """Build ``Gemma2ForCausalLM``: layers 0, 2, 4, ... have a window."""
     config = config.with_defaults(_GEMMA2)
     config.require(*PLAIN_KEYS)
-    return _gemma(config, config.windows(is_sliding=lambda index: index % 2 == 0))
+    return _gemma(config, config.windows(is_windowed=lambda index: index % 2 == 0))
 
 
 def build_gemma3(config: Config) -> ModelSpec:
@@ -37,20 +37,22 @@ def build_gemma3_multimodal(config: Config) -> ModelSpec:
     """Build ``Gemma3ForConditionalGeneration``: the text model, a SigLIP tower and a projector."""
     text = config.text.with_defaults(_GEMMA3)
     text.require(*PLAIN_KEYS)
-    vision, windows = config.section("vision_config"), _gemma3_windows(text)
-    if vision is None:
-        return _gemma(text, windows, qk_norm="head", notes=(NO_TOWER,))
-    towers = (*siglip_tower(vision), *_projector(vision, text))
-    return _gemma(text, windows, qk_norm="head", towers=towers)
+    towers = siglip_tower(config)
+    return _gemma(
+        text,
+        _gemma3_windows(text),
+        qk_norm="head",
+        towers=(*towers, *_projector(towers[0].rows, text.size("hidden_size"))),
+        notes=tower_notes(config),
+    )
 
 
 def _gemma3_windows(config: Config) -> tuple[int | None, ...]:
     period = config.size("sliding_window_pattern", "_sliding_window_pattern", default=6)
-    return config.windows(is_sliding=lambda index: (index + 1) % period != 0)
+    return config.windows(is_windowed=lambda index: (index + 1) % period != 0)
 
 
-def _projector(vision: Config, text: Config) -> tuple[Weight, ...]:
-    size, hidden = vision.size("hidden_size"), text.size("hidden_size")
+def _projector(size: int, hidden: int) -> tuple[Weight, ...]:
     name = "multi_modal_projector"
     return (
         matrix(f"{name}.mm_input_projection_weight", "tower", hidden, size),

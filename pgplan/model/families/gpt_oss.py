@@ -39,4 +39,4 @@ def build_gpt_oss(config: Config) -> ModelSpec:
             experts_per_token=visited,
         )
 
-    return decoder(config, pattern=config.windows(is_sliding=lambda index: index % 2 == 0), layer=layer)
+    return decoder(config, pattern=config.windows(is_windowed=lambda index: index % 2 == 0), layer=layer)

@@ -1,7 +1,7 @@
 """Plain decoders: grouped-query attention, a gated MLP, two norms.
 
-Llama 2 and 3, Yi, Mistral, Ministral 3 (Devstral 2), Qwen 2, 2.5 and 3, Baichuan 2, MiniCPM. They differ
-in biases, in norms of queries and keys, and in which layers see a window only.
+Llama 2 and 3, Yi, Mistral, Ministral 3 (Devstral 2), Qwen 2, 2.5 and 3, MiniCPM. They differ in
+biases, in norms of queries and keys, and in which layers see a window only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ def plain_decoder(
     out_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: Literal["head", "all heads"] | None = None,
-    fused_qkv: str = "",
 ) -> ModelSpec:
     """Build a plain decoder; ``windows`` gives each layer's window in tokens (``None``: all are full)."""
     heads, intermediate = Heads.read(config), config.size("intermediate_size")
@@ -32,7 +31,7 @@ def plain_decoder(
             attention=heads.spec(window),
             weights=(
                 norm("input_layernorm", heads.hidden),
-                *attention(heads, bias=bias, out_bias=out_bias, qk_norm=qk_norm, fused=fused_qkv),
+                *attention(heads, bias=bias, out_bias=out_bias, qk_norm=qk_norm),
                 norm("post_attention_layernorm", heads.hidden),
                 *gated_mlp(heads.hidden, intermediate, bias=mlp_bias),
             ),
@@ -77,7 +76,7 @@ def qwen_windows(
         return (None,) * config.num_layers
     config = config.with_defaults({"sliding_window": 4096, **config.defaults})
     first = config.count("max_window_layers") if config.states("max_window_layers") else 28
-    return config.windows(is_sliding=is_sliding or (lambda index: index >= first))
+    return config.windows(is_windowed=is_sliding or (lambda index: index >= first))
 
 
 def build_qwen2(config: Config) -> ModelSpec:
@@ -92,12 +91,6 @@ def build_qwen3(config: Config) -> ModelSpec:
     config = config.with_defaults({"head_dim": 128})
     bias = config.flag("attention_bias")
     return plain_decoder(config, windows=qwen_windows(config), bias=bias, out_bias=bias, qk_norm="head")
-
-
-def build_baichuan(config: Config) -> ModelSpec:
-    """Build ``BaichuanForCausalLM``: multi-head attention with one tensor for q, k and v."""
-    config.require(*PLAIN_KEYS)
-    return plain_decoder(config, fused_qkv="self_attn.W_pack")
 
 
 def build_minicpm(config: Config) -> ModelSpec:

@@ -17,7 +17,7 @@ def build_olmo3(config: Config) -> ModelSpec:
     """Build ``Olmo3ForCausalLM``: all but every 4th layer have a window."""
     config = config.with_defaults({"sliding_window": 4096})
     config.require(*PLAIN_KEYS)
-    return _olmo(config, config.windows(is_sliding=lambda index: (index + 1) % 4 != 0))
+    return _olmo(config, config.windows(is_windowed=lambda index: (index + 1) % 4 != 0))
 
 
 def _olmo(config: Config, windows: tuple[int | None, ...]) -> ModelSpec:
