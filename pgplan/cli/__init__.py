@@ -1,0 +1,61 @@
+"""The command line: ``pgplan plan|export|models|gpus|engines|lab``.
+
+Exit codes: 0 done; 1 the plan does not fit (its report is printed all the same); 2 bad input, told in one
+line on stderr; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pgplan.errors import InfeasibleError, PgplanError
+
+# What shells report for a program that SIGINT or SIGPIPE ended.
+_INTERRUPTED = 130
+_PIPE_CLOSED = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: The words after the program's name; ``None``: those the process was started with.
+
+    >>> main(["export", "missing.json"])
+    2
+    """
+    # A terminal that cannot show an arrow or a dash gets a question mark rather than a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        # Imported here, so that Ctrl-C while they load ends as quietly as later.
+        from pgplan.cli.arguments import parse_arguments
+        from pgplan.cli.commands import COMMANDS
+
+        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        code = COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return code
+    except InfeasibleError as error:
+        return _say(str(error), code=1)
+    except PgplanError as error:
+        return _say(str(error), code=2)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    except OSError as error:
+        return _say(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}", code=2)
+    except RecursionError:
+        return _say("a JSON file may not be nested so deeply; give one that pgplan or a model wrote", code=2)
+
+
+def _say(message: str, *, code: int) -> int:
+    # File names and values may hold line breaks; a report of one line stays one line.
+    print(f"pgplan: {' '.join(message.split())}", file=sys.stderr)
+    return code

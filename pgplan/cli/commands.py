@@ -1,0 +1,146 @@
+"""What each command does. Each returns its exit code; bad input leaves as an error before any output."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import pgplan
+from pgplan.cli.files import read_text, write_files
+from pgplan.cli.listings import print_engines, print_gpus, print_models
+from pgplan.errors import HardwareError, ModelError, PgplanError, PlanError
+from pgplan.hardware import Cluster, local_cluster
+from pgplan.model import ModelSpec, load_model
+from pgplan.model.config import MAX_LAYERS
+from pgplan.planning import Objective, Plan, plan
+from pgplan.split import check_stage_count
+from pgplan.workload import Workload
+
+
+def _plan(args: Namespace) -> int:
+    if args.json and args.compare_with:
+        raise PlanError("--json prints one plan but --compare-with plans two; leave one of them out")
+    model = _model(args)
+    make = partial(
+        plan,
+        model,
+        _cluster(args, num_layers=model.num_layers),
+        workload=_workload(args),
+        engine=args.engine,
+        objective=cast(Objective, args.objective),
+    )
+    other = make(split=args.compare_with) if args.compare_with else None
+    result = make(split=args.split)
+    write_files(_files(args, result))
+    if args.json:
+        print(result.to_json())
+    else:
+        _report(result, other)
+    return 0 if result.fits else 1
+
+
+def _model(args: Namespace) -> ModelSpec:
+    model = load_model(args.model, assume=args.assume, dtype=args.dtype)
+    if args.layers is None:
+        return model
+    if args.layers > MAX_LAYERS:
+        raise ModelError(f"--layers must be at most {MAX_LAYERS}, got {args.layers}; no decoder is so deep")
+    return model.with_layers(args.layers)
+
+
+def _cluster(args: Namespace, *, num_layers: int) -> Cluster:
+    if args.pp is not None:
+        check_stage_count(num_layers, args.pp)
+    if args.gpus is not None:
+        cluster = Cluster.mixed(args.gpus.split(","), tp_size=args.tp)
+        if args.pp not in (None, cluster.pp_size):
+            raise HardwareError(
+                f"--gpus names the GPU of each stage but gives {cluster.pp_size} and --pp is {args.pp}; "
+                f"give {args.pp} names or leave --pp out"
+            )
+        return cluster
+    if args.gpu == "local":
+        return local_cluster(pp_size=args.pp, tp_size=args.tp)
+    if args.pp is None:
+        raise HardwareError(f"--gpu {args.gpu} needs the number of stages, got no --pp; give e.g. --pp 4")
+    return Cluster.uniform(args.gpu, pp_size=args.pp, tp_size=args.tp)
+
+
+def _workload(args: Namespace) -> Workload:
+    given = {field.name: getattr(args, field.name) for field in fields(Workload)}
+    return Workload(**{name: value for name, value in given.items() if value is not None})
+
+
+def _files(args: Namespace, result: Plan) -> dict[str, bytes]:
+    """Return the files that were asked for, all rendered before the first is written."""
+    files: dict[str, bytes] = {}
+    if args.output:
+        files[args.output] = f"{result.to_json()}\n".encode()
+    if args.svg:
+        files[args.svg] = result.to_svg().encode()
+    if args.png:
+        image = io.BytesIO()
+        result.plot().savefig(image, format="png", dpi=150)
+        files[args.png] = image.getvalue()
+    return files
+
+
+def _report(result: Plan, other: Plan | None) -> None:
+    if other is not None:
+        print(other, result, other.compare(result), sep="\n\n")
+    else:
+        print(result)
+    if result.fits:
+        print("", result.export(), sep="\n", end="")
+
+
+def _export(args: Namespace) -> int:
+    result = Plan.from_json(read_text(args.plan, what="a plan"))
+    print(result.export(args.to), end="")
+    if result.fits:
+        return 0
+    sys.stdout.flush()
+    print(f"pgplan: the plan does not fit: {result.problems[0]}", file=sys.stderr)
+    return 1
+
+
+def _lab(args: Namespace) -> int:
+    if find_spec("jupyterlab") is None:
+        raise PgplanError("lab needs JupyterLab, which is not installed; pip install 'pgplan[lab]'")
+    notebooks = sorted(_notebooks().glob("*.ipynb"))
+    folder = Path(tempfile.mkdtemp(prefix="pgplan-lab-"))
+    for notebook in notebooks:
+        shutil.copy(notebook, folder)
+    print(f"notebooks: {folder}", flush=True)
+    # JupyterLab takes this process over, so that its own questions on Ctrl-C are asked and answered.
+    command = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}"]
+    os.execv(sys.executable, [*command, *args.rest, *(str(folder / first.name) for first in notebooks[:1])])
+
+
+def _notebooks() -> Path:
+    """Return the folder of the packaged notebooks; a checkout has them beside the package."""
+    package = Path(pgplan.__file__).parent
+    for folder in (package / "_notebooks", package.parent / "notebooks"):
+        if folder.is_dir():
+            return folder
+    raise PgplanError(f"this installation has no notebooks beside {package}; install pgplan from its wheel")
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "plan": _plan,
+    "export": _export,
+    "models": print_models,
+    "gpus": print_gpus,
+    "engines": print_engines,
+    "lab": _lab,
+}
