@@ -1,0 +1,180 @@
+"""Where the pieces of a picture go: rows, columns and font sizes for a width and a number of stages."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+from pgplan.view.picture import Picture, Row
+
+MARGIN = 10.0
+_GAP = 24.0
+_HEADING = 58.0
+# Narrower than this the times go below the memory.
+_STACK_BELOW = 760
+# Mean width of a letter as a share of the font size, in the widest font in common use (DejaVu Sans): in
+# short labels, which are mostly digits, and in prose.
+_REGULAR, _BOLD = 0.58, 0.65
+_PROSE = {False: 0.53, True: 0.59}
+_WIDEST_LABEL = 0.36
+# Stages up to which a row may be so high (pixels) with such a font.
+_ROWS = ((6, 40, 12.0), (10, 34, 12.0), (20, 25, 11.5), (36, 18, 11.0))
+_DENSE = (14, 10.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """Hold one panel: where its bars begin, how long the longest is, and where its values stand."""
+
+    x: float
+    bar_width: float
+    value_x: float
+    top: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Hold every position that the drawing of a picture needs, in pixels.
+
+    Args:
+        width, height: The whole picture.
+        pitch: From one stage to the next.
+        bar: Height of a bar.
+        font: Font size of row labels and values.
+        two_lines: Whether a stage's layers stand under its name rather than beside it.
+        header: The text at the top, as ``(y, font size, is_bold, text)``.
+        label_x: Where row labels end.
+        memory, decode, prefill: The panels.
+        legend: Where each entry begins, as ``(x, y)``.
+        basis_y: The last line.
+    """
+
+    width: float
+    height: float
+    pitch: float
+    bar: float
+    font: float
+    two_lines: bool
+    header: tuple[tuple[float, float, bool, str], ...]
+    label_x: float
+    memory: Column
+    decode: Column
+    prefill: Column
+    legend: tuple[tuple[float, float], ...]
+    basis_y: float
+
+    def bar_y(self, column: Column, stage: int) -> float:
+        """Return the upper edge of a stage's bar."""
+        return column.top + stage * self.pitch + (self.pitch - self.bar) / 2
+
+
+def text_width(text: str, font: float, *, bold: bool = False) -> float:
+    """Estimate the width of ``text`` in pixels, rather too wide than too narrow."""
+    return len(text) * font * (_BOLD if bold else _REGULAR)
+
+
+def fitted(text: str, width: float, font: float, *, bold: bool = False) -> str:
+    """Return ``text``, cut with an ellipsis where it is wider than ``width`` pixels."""
+    if text_width(text, font, bold=bold) <= width:
+        return text
+    return text[: int(width / text_width("x", font, bold=bold)) - 1].rstrip() + "…"
+
+
+def row_label(row: Row) -> str:
+    """Return a stage's label where there is one line for it, e.g. ``"12: 2 layers"``."""
+    return f"{row.name.removeprefix('stage ')}: {row.detail}"
+
+
+def lay_out(picture: Picture, *, width: float) -> Layout:
+    """Place everything for a picture of ``width`` pixels."""
+    stages = len(picture.rows)
+    pitch, font = next(((pitch, font) for most, pitch, font in _ROWS if stages <= most), _DENSE)
+    two_lines = pitch >= 34
+    header, top = _header(picture, width - 2 * MARGIN)
+    label_x = MARGIN + min(_label_width(picture, font, two_lines=two_lines), _WIDEST_LABEL * width)
+    memory, decode, prefill = _columns(
+        picture, x=label_x + 8, end=width - MARGIN, top=top + _HEADING, body=stages * pitch, font=font
+    )
+    legend, basis_y = _legend(picture, y=decode.top + stages * pitch + 36, end=width - MARGIN)
+    return Layout(
+        width=width,
+        height=basis_y + 12,
+        pitch=pitch,
+        bar=round(pitch * (0.62 if two_lines else 0.78)),
+        font=font,
+        two_lines=two_lines,
+        header=header,
+        label_x=label_x,
+        memory=memory,
+        decode=decode,
+        prefill=prefill,
+        legend=legend,
+        basis_y=basis_y,
+    )
+
+
+def _header(picture: Picture, width: float) -> tuple[tuple[tuple[float, float, bool, str], ...], float]:
+    """Break title, sentence and summary into lines; return them and where they end."""
+    lines = []
+    y = 4.0
+    for text, font, bold in (
+        (picture.title, 11.0, False),
+        (picture.sentence, 14.5, True),
+        (picture.summary, 12.0, False),
+    ):
+        letters = max(12, int(width / (font * _PROSE[bold])))
+        for line in textwrap.wrap(text, letters):
+            y += font * 1.4
+            lines.append((y, font, bold, line))
+        y += 3
+    return tuple(lines), y
+
+
+def _label_width(picture: Picture, font: float, *, two_lines: bool) -> float:
+    if not two_lines:
+        return max(text_width(row_label(row), font) for row in picture.rows) + 12
+    return max(
+        max(text_width(row.name, font, bold=True) + 14, text_width(row.detail, font - 1.5))
+        for row in picture.rows
+    )
+
+
+def _columns(
+    picture: Picture, *, x: float, end: float, top: float, body: float, font: float
+) -> tuple[Column, Column, Column]:
+    """Share the width between memory (half), decode and prefill (a quarter each)."""
+    widest = "short 00.0 GiB" if any(row.short_bytes for row in picture.rows) else "00.0M ◀"
+    tokens = max(text_width(widest, font, bold=True), text_width("KV tokens", 11)) + 6
+    values = text_width("00.0 ◀", font, bold=True) + 6
+    if end + MARGIN < _STACK_BELOW:
+        memory = Column(x=x, bar_width=end - x - tokens, value_x=end - tokens + 6, top=top)
+        below = top + body + 30 + _HEADING
+        bars = (end - x - _GAP) / 2 - values
+        starts = (x, x + bars + values + _GAP)
+    else:
+        bars = (end - x - tokens - 2 * values - 2 * _GAP) / 4
+        memory = Column(x=x, bar_width=2 * bars, value_x=x + 2 * bars + 6, top=top)
+        below = top
+        starts = (memory.x + 2 * bars + tokens + _GAP, end - bars - values)
+    decode, prefill = (
+        Column(x=start, bar_width=bars, value_x=start + bars + 6, top=below) for start in starts
+    )
+    return memory, decode, prefill
+
+
+def legend_labels(picture: Picture) -> tuple[str, ...]:
+    """Return the legend's words: the parts that occur, then the two lines and the hand-off."""
+    return (*(part.label for part in picture.parts), "engine's budget", "GPU memory", "hand-off")
+
+
+def _legend(picture: Picture, *, y: float, end: float) -> tuple[tuple[tuple[float, float], ...], float]:
+    """Flow the legend over as many lines as it needs; return its places and the line below."""
+    places = []
+    x = MARGIN
+    for label in legend_labels(picture):
+        size = 18 + text_width(label, 11) + 14
+        if x + size > end and x > MARGIN:
+            x, y = MARGIN, y + 18
+        places.append((x, y))
+        x += size
+    return tuple(places), y + 22

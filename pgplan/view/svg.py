@@ -1,0 +1,229 @@
+"""A plan as SVG: plain strings, fast enough to redraw while a slider moves.
+
+Rules that keep it small and harmless in any page: one path per part rather than one rectangle per segment;
+text and lines in ``currentColor``, so that it follows a dark theme; no script, no style sheet and no ids,
+which would collide between the cells of a notebook.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from html import escape
+
+from pgplan.planning.record import Plan
+from pgplan.view.layout import MARGIN, Column, Layout, fitted, lay_out, legend_labels, row_label, text_width
+from pgplan.view.numbers import GIB, gib, milliseconds, short_count
+from pgplan.view.picture import ALERT, PARTS, STEADY, Phase, Picture, Row, make_picture
+from pgplan.view.shapes import Box, filled, framed, lines, text, texture
+
+_FONT = "system-ui,-apple-system,'Segoe UI',Helvetica,Arial,'DejaVu Sans',sans-serif"
+_PARTS = {part.key: part for part in PARTS}
+_NARROWEST = 360
+_HANDOFF_OPACITY = 0.45
+# Narrower than this (pixels) nothing can be seen.
+_SPECK = 0.4
+
+
+def plan_svg(plan: Plan, *, width: int = 960) -> str:
+    """Draw a plan as SVG, ``width`` pixels wide and as high as its stages need."""
+    return picture_svg(make_picture(plan), width=width)
+
+
+def picture_svg(picture: Picture, *, width: int = 960) -> str:
+    """Draw a picture as SVG."""
+    layout = lay_out(picture, width=max(_NARROWEST, width))
+    decode, prefill = picture.phases
+    spoken = escape(f"{picture.title}. {picture.sentence} {picture.summary}")
+    is_stacked = layout.decode.top > layout.memory.top
+    pieces = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{layout.width:g}" height="{layout.height:.0f}" '
+        f'viewBox="0 0 {layout.width:g} {layout.height:.0f}" role="img" aria-label="{spoken}" '
+        f'style="max-width:100%;height:auto" font-family="{_FONT}" fill="currentColor">',
+        f"<desc>{escape(picture.basis)}</desc>",
+        *(
+            text(MARGIN, y, line, font=font, bold=bold, faint=font < 12)
+            for y, font, bold, line in layout.header
+        ),
+        *_memory_panel(picture, layout),
+        *_phase_panel(decode, layout, layout.decode),
+        *_phase_panel(prefill, layout, layout.prefill),
+        *_row_labels(picture, layout, layout.memory),
+        *(_row_labels(picture, layout, layout.decode) if is_stacked else ()),
+        *_legend(picture, layout),
+        text(MARGIN, layout.basis_y, picture.basis, font=11, faint=True),
+        *_hover_strips(picture, layout),
+        "</svg>",
+    ]
+    return "".join(pieces)
+
+
+def _heading(column: Column, title: str, *notes: str) -> list[str]:
+    first = column.top - 8 - 14 * len(notes)
+    return [
+        text(column.x, first, title, font=13, bold=True),
+        *(
+            text(column.x, first + 14 * line, note, font=11, faint=True)
+            for line, note in enumerate(notes, start=1)
+        ),
+    ]
+
+
+def _memory_panel(picture: Picture, layout: Layout) -> list[str]:
+    column = layout.memory
+    scale = column.bar_width / picture.memory_end_bytes
+    font = layout.font - 1
+    fills: dict[str, list[Box]] = defaultdict(list)
+    textures: dict[str, list[Box]] = defaultdict(list)
+    words: list[str] = []
+    over: list[Box] = []
+    for stage, row in enumerate(picture.rows):
+        x, y = column.x, layout.bar_y(column, stage)
+        for key, size in row.segments:
+            wide = size * scale
+            label = _segment_label(key, size, wide, font)
+            taken = 0.0
+            if label:
+                words.append(
+                    text(x + 4, y + layout.bar / 2 + font * 0.36, label, font=font, fill=_PARTS[key].ink)
+                )
+                # The texture begins after the label, which would be hard to read on it.
+                taken = text_width(label, font) + 6
+            if wide >= _SPECK:
+                drawn = max(wide - 0.8, _SPECK)
+                fills[key].append((x, y, drawn, layout.bar))
+                textures[key].append((x + taken, y, max(drawn - taken, 0.0), layout.bar))
+            x += wide
+        if row.short_bytes:
+            over.append((column.x + row.budget_bytes * scale, y, row.short_bytes * scale, layout.bar))
+        words.append(_capacity(row, layout, stage))
+    pieces = _heading(column, "Memory per GPU, GiB", picture.memory_note, picture.kv_note)
+    pieces.append(text(column.value_x, column.top - 8, "KV tokens", font=11, faint=True))
+    pieces.append(_memory_axis(picture, layout, scale))
+    for key, boxes in fills.items():
+        pieces.append(filled(boxes, _PARTS[key].colour))
+        pieces.append(texture(_PARTS[key].hatch, textures[key], _PARTS[key].ink))
+    pieces += [framed(over, ALERT), texture("stripes", over, ALERT), _limit_lines(picture, layout, scale)]
+    return pieces + words
+
+
+def _segment_label(key: str, size: int, wide: float, font: float) -> str:
+    """Return the longest label that fits a segment, or none."""
+    number = gib(size)
+    candidates = {"kv": (f"KV {number}", number), "stranded": (f"stranded {number}", number)}
+    for label in candidates.get(key, (number,)):
+        if text_width(label, font) + 8 <= wide:
+            return label
+    return ""
+
+
+def _capacity(row: Row, layout: Layout, stage: int) -> str:
+    """Return the KV tokens that a stage could hold, or what it is short of."""
+    y = layout.memory.top + (stage + 0.5) * layout.pitch + layout.font * 0.36
+    words = f"{short_count(row.kv_tokens)}{' ◀' if row.is_tightest else ''}"
+    if row.short_bytes:
+        words = f"short {gib(row.short_bytes)} GiB"
+    bold = row.is_tightest or row.short_bytes > 0
+    return text(layout.memory.value_x, y, words, font=layout.font, bold=bold)
+
+
+def _memory_axis(picture: Picture, layout: Layout, scale: float) -> str:
+    """Return grid lines with their GiB below the bars."""
+    column = layout.memory
+    bottom = column.top + len(picture.rows) * layout.pitch
+    step = _tick_step(picture.memory_end_bytes / GIB, most=int(column.bar_width / 60))
+    ticks = [step * index for index in range(int(picture.memory_end_bytes / GIB / step) + 1)]
+    places = [(column.x + tick * GIB * scale, tick) for tick in ticks]
+    grid = "".join(f"M{x:.1f} {column.top:.1f}V{bottom + 4:.1f}" for x, _ in places)
+    return lines(grid, "currentColor", opacity=0.2) + "".join(
+        text(x, bottom + 16, f"{tick:g}", font=10.5, faint=True, anchor="middle") for x, tick in places
+    )
+
+
+def _tick_step(end: float, *, most: int) -> float:
+    """Return the smallest step of 1, 2 or 5 times a power of ten that gives at most ``most`` steps."""
+    steps = (factor * 10.0**power for power in range(-1, 6) for factor in (1, 2, 5))
+    return next(step for step in steps if end / step <= max(2, most))
+
+
+def _limit_lines(picture: Picture, layout: Layout, scale: float) -> str:
+    """Return the ends of each stage's device and of the engine's budget on it."""
+    column, pitch = layout.memory, layout.pitch
+    budgets, devices = "", ""
+    for stage, row in enumerate(picture.rows):
+        y = column.top + stage * pitch
+        budgets += f"M{column.x + row.budget_bytes * scale:.1f} {y:.1f}v{pitch:g}"
+        devices += f"M{column.x + row.memory_bytes * scale:.1f} {y:.1f}v{pitch:g}"
+    return lines(devices, "currentColor", width=1.6, opacity=0.75) + lines(
+        budgets, ALERT, width=1.8, dash="4 2.5"
+    )
+
+
+def _phase_panel(phase: Phase, layout: Layout, column: Column) -> list[str]:
+    longest = max(phase.cycle_s, *(bar.total_s for bar in phase.bars))
+    scale = column.bar_width / longest if longest > 0 else 0.0
+    boxes: dict[str, list[Box]] = {STEADY: [], ALERT: []}
+    handoffs: list[Box] = []
+    words = []
+    for stage, bar in enumerate(phase.bars):
+        y = layout.bar_y(column, stage)
+        wide = bar.compute_s * scale
+        boxes[ALERT if bar.is_slowest else STEADY].append((column.x, y, wide, layout.bar))
+        if bar.handoff_s * scale >= _SPECK:
+            handoffs.append((column.x + wide, y, bar.handoff_s * scale, layout.bar))
+        label = f"{milliseconds(bar.total_s)}{' ◀' if bar.is_slowest else ''}"
+        middle = column.top + (stage + 0.5) * layout.pitch + layout.font * 0.36
+        words.append(text(column.value_x, middle, label, font=layout.font, bold=bar.is_slowest))
+    pieces = _heading(column, f"{phase.name.capitalize()}, ms", phase.note, phase.rate)
+    pieces += [filled(those, colour) for colour, those in boxes.items()]
+    pieces.append(filled(handoffs, "currentColor", opacity=_HANDOFF_OPACITY))
+    if phase.is_full:
+        cycle = f"M{column.x + phase.cycle_s * scale:.1f} {column.top:.1f}v{len(phase.bars) * layout.pitch:g}"
+        pieces.append(lines(cycle, ALERT, width=1.4, dash="2 2"))
+    return pieces + words
+
+
+def _row_labels(picture: Picture, layout: Layout, column: Column) -> list[str]:
+    x, font = layout.label_x, layout.font
+    pieces = []
+    for stage, row in enumerate(picture.rows):
+        middle = column.top + (stage + 0.5) * layout.pitch
+        marked = row.is_bottleneck and len(picture.rows) > 1
+        mark = "▶ " if marked else ""
+        if layout.two_lines:
+            pieces.append(text(x, middle - 2, f"{mark}{row.name}", font=font, bold=True, anchor="end"))
+            detail = fitted(row.detail, x, font - 1.5)
+            pieces.append(text(x, middle + 12, detail, font=font - 1.5, faint=True, anchor="end"))
+        else:
+            label = fitted(f"{mark}{row_label(row)}", x, font, bold=marked)
+            pieces.append(text(x, middle + font * 0.36, label, font=font, bold=marked, anchor="end"))
+    return pieces
+
+
+def _legend(picture: Picture, layout: Layout) -> list[str]:
+    pieces = []
+    for index, ((x, y), label) in enumerate(zip(layout.legend, legend_labels(picture), strict=True)):
+        pieces.append(text(x + 18, y, label, font=11))
+        box: list[Box] = [(x, y - 10, 13.0, 12.0)]
+        line = f"M{x + 7:.1f} {y - 12:.1f}v16"
+        if index < len(picture.parts):
+            part = picture.parts[index]
+            pieces.append(filled(box, part.colour) + texture(part.hatch, box, part.ink))
+        elif index == len(picture.parts):
+            pieces.append(lines(line, ALERT, width=1.8, dash="4 2.5"))
+        elif index == len(picture.parts) + 1:
+            pieces.append(lines(line, "currentColor", width=1.6, opacity=0.75))
+        else:
+            pieces.append(filled(box, "currentColor", opacity=_HANDOFF_OPACITY))
+    return pieces
+
+
+def _hover_strips(picture: Picture, layout: Layout) -> list[str]:
+    """Lay a transparent strip over each stage that tells all its figures."""
+    tops = sorted({layout.memory.top, layout.decode.top})
+    hovers = [escape(row.hover, quote=False) for row in picture.rows]
+    return [
+        f'<rect x="0" y="{top + stage * layout.pitch:g}" width="{layout.width:g}" height="{layout.pitch:g}" '
+        f'fill="transparent"><title>{hover}</title></rect>'
+        for top in tops
+        for stage, hover in enumerate(hovers)
+    ]
