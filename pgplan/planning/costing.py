@@ -220,14 +220,20 @@ class Costing:
             # Attention and MLP each end in an all-reduce.
             reduced = 2 * all_reduce_s(message, gpu=gpu, tp_size=tp_size)
             parts[gpu] = tuple(
-                (*layer_time(model, kind, batch, rates, tp_size=tp_size), ("all-reduce", reduced))
+                tuple(
+                    (part, _exact_s(seconds))
+                    for part, seconds in (
+                        *layer_time(model, kind, batch, rates, tp_size=tp_size),
+                        ("all-reduce", reduced),
+                    )
+                )
                 for kind in model.kinds
             )
-            first[gpu] = embedding_time(model, batch, rates)
-            last[gpu] = head_time(model, batch.sequences, batch, rates, tp_size=tp_size)
+            first[gpu] = _exact_s(embedding_time(model, batch, rates))
+            last[gpu] = _exact_s(head_time(model, batch.sequences, batch, rates, tp_size=tp_size))
         sent = handoff_bytes(model, tokens=batch.tokens, tp_size=tp_size, element_bytes=self.element_bytes)
         hops = tuple(
-            handoff_s(sent, cluster.stage_link(stage), gpu=cluster.gpus[stage + 1], tp_size=tp_size)
+            _exact_s(handoff_s(sent, cluster.stage_link(stage), gpu=cluster.gpus[stage + 1], tp_size=tp_size))
             for stage in range(cluster.pp_size - 1)
         )
         return PhaseTimes(
@@ -275,6 +281,15 @@ class Costing:
             (gpu, stage == 0, stage == last, links[stage] if stage < last else None)
             for stage, gpu in enumerate(self.cluster.gpus)
         )
+
+
+def _exact_s(seconds: float) -> float:
+    """Round to 2^-48 s, a few femtoseconds, so that sums and differences below 32 s are exact doubles.
+
+    Equal ranges of layers then cost the same to the last bit, wherever they stand, and the optimiser's ties
+    are ties.
+    """
+    return round(seconds * 2**48) / 2**48
 
 
 def _sums(per_kind: Sequence[_Number], pattern: Sequence[int]) -> list[_Number]:
