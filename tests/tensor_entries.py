@@ -33,7 +33,7 @@ def listening_addresses() -> list[str]:
     inodes = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(descriptor)
+            target = str(descriptor.readlink())
         except OSError:
             continue
         inodes.add(target.removeprefix("socket:[").removesuffix("]"))
@@ -106,7 +106,14 @@ def subgroups(worker: Worker) -> list[float]:
 def by_host_and_port(worker: Worker, *, host: str, port: int, name: str | None = None) -> dict[str, Any]:
     """Meet without a metadata plane, and use the bare group as torch gives it."""
     group, store = stateless_init_torch_distributed_process_group(
-        host, port, worker.rank, worker.world_size, "gloo", name, return_store=True, timeout=timedelta(seconds=20)
+        host,
+        port,
+        worker.rank,
+        worker.world_size,
+        "gloo",
+        name,
+        return_store=True,
+        timeout=timedelta(seconds=20),
     )
     tensor = torch.full((2,), float(worker.rank))
     dist.all_reduce(tensor, group=group)
@@ -194,7 +201,9 @@ def hand_on(
         equal = True
         for step, count in enumerate(tokens):
             expected = [
-                ((torch.arange(count * width) * (7 + which) + step) % 64 + hops.stage).to(kind).view(count, width)
+                ((torch.arange(count * width) * (7 + which) + step) % 64 + hops.stage)
+                .to(kind)
+                .view(count, width)
                 for which in range(2)
             ]
             if hops.stage > 0:

@@ -67,7 +67,7 @@ def _cause(rank: RankProcess) -> str:
     if code >= 0:
         return f"exited with code {code} {when}"
     if -code in rank.signalled:
-        return "closed its connection to the launcher"
+        return "closed its connection to the launcher, and went only when it was killed"
     try:
         name = signal.Signals(-code).name
     except ValueError:

@@ -219,7 +219,8 @@ class Supervisor:
                 match state:
                     case State.INSPECTING:
                         rank.ask_for_stacks()
-                    case State.STOPPING:
+                    case State.STOPPING if not rank.channel.ended:
+                        # One that has hung up is going; our signal must not be taken for its cause.
                         rank.send_signal(signal.SIGTERM)
                     case State.KILLING:
                         rank.send_signal(signal.SIGKILL)
