@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from math import frexp, isfinite
+from typing import cast
 
 from pgplan.errors import SplitError
 from pgplan.split.override import check_stage_count
@@ -61,11 +62,16 @@ def minimise_max_additive(
 
 def _as_integers(values: Sequence[float]) -> tuple[list[int], int]:
     """Return integers and the power of two by which they exceed the values, exactly."""
-    if not all(map(isfinite, values)) or min(values) < 0:
-        wrong = next(value for value in values if not (isfinite(value) and value >= 0))
-        raise SplitError(f"a layer cost must be finite and not negative, not {wrong!r}; give at least 0")
-    if set(map(type, values)) == {int}:
-        return [int(value) for value in values], 1
+    integers = set(map(type, values)) == {int}
+    if min(values) < 0 or not (integers or isfinite(sum(values))):
+        # The sum shows an infinity or a NaN; where it is only too large, every value passes.
+        for value in values:
+            if not (isfinite(value) and value >= 0):
+                raise SplitError(
+                    f"a layer cost must be finite and not negative, not {value!r}; give at least 0"
+                )
+    if integers:
+        return cast(list[int], list(values)), 1
     # A float has 53 significant bits: what makes the smallest whole makes all of them whole, and the product
     # with a power of two is not rounded.
     _, exponent = frexp(min((value for value in values if value), default=1.0))
@@ -103,16 +109,13 @@ def _probe(prefix: list[int], bound: int, num_stages: int) -> tuple[bool, int]:
         True and the slowest stage found, or False and the least larger bound with which some stage would have
         taken one layer more (no bound in between changes any choice).
     """
-    total, start, reached = prefix[-1], 0, 0
-    slowest, next_bound = 0, total
+    last, stop, cuts = len(prefix) - 1, 0, [0]
     for _ in range(num_stages):
-        stop = bisect_right(prefix, reached + bound, start) - 1
-        slowest = max(slowest, prefix[stop] - reached)
-        if prefix[stop] == total:
-            return True, slowest
-        next_bound = min(next_bound, prefix[stop + 1] - reached)
-        start, reached = stop, prefix[stop]
-    return False, next_bound
+        stop = bisect_right(prefix, prefix[stop] + bound, stop) - 1
+        cuts.append(stop)
+        if stop == last:
+            return True, max(prefix[b] - prefix[a] for a, b in pairwise(cuts))
+    return False, min(prefix[b + 1] - prefix[a] for a, b in pairwise(cuts))
 
 
 def _even_cuts(prefix: list[int], bound: int, num_stages: int) -> list[int]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pgplan.split.lexicographic import best_path, improve_path
 from pgplan.split.problem import SplitProblem, SplitSolution
 from pgplan.split.ranges import FINITE, RangeTable
-from pgplan.split.search import find_windows, path_costs
+from pgplan.split.search import find_windows, least_bottleneck, path_costs
 
 LEXICOGRAPHIC_SIZE = 200 * 64
 """Layers times stages up to which the whole cost vector is minimised, not the slowest stage only."""
@@ -36,15 +36,14 @@ def minimise_max(problem: SplitProblem) -> SplitSolution:
     """
     table = RangeTable(problem)
     exact = not problem.monotone or problem.num_layers * problem.num_stages <= LEXICOGRAPHIC_SIZE
-    if problem.monotone:
-        windows = find_windows(table)
-        path = (
-            best_path(table, caps=windows.caps, live=windows.live)
-            if exact
-            else improve_path(table, windows.path)
-        )
-    else:
+    if not problem.monotone:
         path = best_path(table, caps=[FINITE] * problem.num_stages, live=table.room)
+    elif exact:
+        windows = find_windows(table)
+        path = best_path(table, caps=windows.caps, live=windows.live)
+    else:
+        _, even_path = least_bottleneck(table)
+        path = improve_path(table, even_path)
     cuts = [table.positions[position] for position in path]
     return SplitSolution(
         split=tuple(stop - start for start, stop in pairwise(cuts)),

@@ -27,22 +27,16 @@ class Windows:
 
     Attributes:
         caps: Limit per stage.
-        live: Per stage (and one more) the mask of positions at which it starts in some split within the caps.
-        path: Positions of one such split.
+        live: Per stage (and one more) the mask of positions at which it starts in some split within limits
+            no tighter than these.
     """
 
     caps: list[float]
     live: list[int]
-    path: list[int]
 
 
-def find_windows(table: RangeTable) -> Windows:
-    """Return the tightest limits that every lexicographically best split meets; monotone costs only.
-
-    First the bottleneck: the least limit that all stages can meet. Stages that cannot do better than that,
-    whatever the split, cost exactly that in every split left, so they are set aside and the same question is
-    asked of the others, until no stage is forced or few cuts are left. What every remaining split shares does
-    not change their order, hence each step keeps all lexicographically best splits.
+def least_bottleneck(table: RangeTable) -> tuple[float, list[int]]:
+    """Return the least limit that all stages can meet, and a split that meets it; monotone costs only.
 
     Raises:
         SplitInfeasibleError: No split has finite costs throughout.
@@ -55,20 +49,35 @@ def find_windows(table: RangeTable) -> Windows:
         if not reached[-1]:
             raise shortfall_error(table)
         path = trace_back(table, caps, reached)
-    free = set(range(table.num_stages))
-    low = max((table.least_single(s) for s in free if table.pin(s) is None), default=-FINITE)
+    stages = range(table.num_stages)
+    low = max((table.least_single(s) for s in stages if table.pin(s) is None), default=-FINITE)
+    return _least_cap(table, caps, set(stages), low, path)
+
+
+def find_windows(table: RangeTable) -> Windows:
+    """Return the tightest limits that every lexicographically best split meets; monotone costs only.
+
+    First comes the bottleneck. Stages that cannot do better than it, whatever the split, cost exactly that in
+    every split left, so they are set aside and the same question is asked of the others, until no stage is
+    forced or few cuts are left. What every remaining split shares does not change their order, hence each
+    step keeps all lexicographically best splits.
+
+    Raises:
+        SplitInfeasibleError: No split has finite costs throughout.
+    """
+    cap, path = least_bottleneck(table)
+    caps, free = [cap] * table.num_stages, set(range(table.num_stages))
     for _ in range(_LEVELS):
-        cap, path = _least_cap(table, caps, free, low, path)
-        for stage in free:
-            caps[stage] = cap
         live, least = _live(table, caps)
         forced = {stage for stage in free if least[stage] == cap}
         free -= forced
         narrow = sum(mask.bit_count() for mask in live) <= _NARROW * table.num_stages
         if narrow or not forced or not free:
             break
-        low = max(least[stage] for stage in free)
-    return Windows(caps=caps, live=live, path=path)
+        cap, path = _least_cap(table, caps, free, max(least[stage] for stage in free), path)
+        for stage in free:
+            caps[stage] = cap
+    return Windows(caps=caps, live=live)
 
 
 def advance(
