@@ -70,6 +70,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         {**BASE, "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3},
     ),
     ("qwen3", "Qwen3ForCausalLM", {**BASE, "sliding_window": 64, "use_sliding_window": False}),
+    ("mistral", "MistralForCausalLM", BASE),
     ("mixtral", "MixtralForCausalLM", {**BASE, "num_local_experts": 5, "num_experts_per_tok": 2}),
     (
         "qwen2_moe",

@@ -31,16 +31,12 @@ class Config:
         return replace(self, defaults=defaults)
 
     def get(self, *keys: str) -> object:
-        """Return the value of the first of ``keys`` that is there and not null, else ``None``."""
-        for source in (self.data, self.defaults):
-            for key in keys:
-                if source.get(key) is not None:
-                    return source[key]
-        return None
+        """Return the value of the first of ``keys`` that is there and not null, else ``None``.
 
-    def states(self, key: str) -> bool:
-        """Tell whether the file itself has ``key``, be it null."""
-        return key in self.data
+        Defaults fill in for keys that are missing, not for keys that the file says are null.
+        """
+        source = self.data if any(key in self.data for key in keys) else self.defaults
+        return next((source[key] for key in keys if source.get(key) is not None), None)
 
     def require(self, *keys: str) -> None:
         """Raise a ``ModelError`` that names every one of ``keys`` that is missing."""
@@ -65,7 +61,7 @@ class Config:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            key = next(key for key in keys if self.data.get(key, self.defaults.get(key)) is not None)
+            key = next(key for key in keys if self.get(key) is not None)
             raise ModelError(
                 f"{key} must be a whole number of at least 1, got {shown(value)} in {self.where}; "
                 f"take it from the model's own config.json"

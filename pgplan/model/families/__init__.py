@@ -16,8 +16,8 @@ Builder = Callable[[Config], ModelSpec]
 BUILDERS: Mapping[str, Builder] = {
     "BaichuanForCausalLM": older.build_baichuan,
     "ChatGLMModel": older.build_chatglm,
-    "DeepseekV2ForCausalLM": mla.build_deepseek,
-    "DeepseekV3ForCausalLM": mla.build_deepseek,
+    "DeepseekV2ForCausalLM": mla.build_deepseek_v2,
+    "DeepseekV3ForCausalLM": mla.build_deepseek_v3,
     "Gemma2ForCausalLM": gemma.build_gemma2,
     "Gemma3ForCausalLM": gemma.build_gemma3,
     "Gemma3ForConditionalGeneration": gemma.build_gemma3_multimodal,

@@ -184,6 +184,9 @@ def decoder(
         notes: What a reader should know.
     """
     kinds = tuple(dict.fromkeys(pattern))
+    drafts = config.count("num_nextn_predict_layers")
+    if drafts:
+        notes = (*notes, f"{drafts} multi-token-prediction layer(s) of the checkpoint are not counted")
     hidden, vocab = config.size("hidden_size"), config.size("vocab_size")
     return ModelSpec(
         name="",

@@ -50,10 +50,8 @@ def build_llama(config: Config) -> ModelSpec:
 def build_mistral(config: Config) -> ModelSpec:
     """Build ``MistralForCausalLM``: every layer has the window; a file without the key means 4096."""
     config.require(*PLAIN_KEYS)
-    config = config.with_defaults({"num_key_value_heads": 8})
+    config = config.with_defaults({"num_key_value_heads": 8, "sliding_window": 4096})
     window = config.optional_size("sliding_window")
-    if not config.states("sliding_window"):
-        window = 4096
     return plain_decoder(config, windows=(window,) * config.num_layers)
 
 
@@ -74,8 +72,8 @@ def qwen_windows(
     """
     if not config.flag("use_sliding_window"):
         return (None,) * config.num_layers
-    config = config.with_defaults({"sliding_window": 4096, **config.defaults})
-    first = config.count("max_window_layers") if config.states("max_window_layers") else 28
+    config = config.with_defaults({"sliding_window": 4096, "max_window_layers": 28, **config.defaults})
+    first = config.count("max_window_layers")
     return config.windows(is_windowed=is_sliding or (lambda index: index >= first))
 
 

@@ -31,14 +31,15 @@ class _Latent:
 
     @classmethod
     def read(cls, config: Config) -> _Latent:
+        hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
         return cls(
-            hidden=config.size("hidden_size"),
-            heads=config.size("num_attention_heads"),
+            hidden=hidden,
+            heads=heads,
             q_rank=config.optional_size("q_lora_rank"),
             kv_rank=config.size("kv_lora_rank"),
             nope=config.size("qk_nope_head_dim"),
             rope=config.size("qk_rope_head_dim"),
-            v=config.size("v_head_dim"),
+            v=config.size("v_head_dim", default=hidden // heads),
             bias=config.flag("attention_bias"),
         )
 
@@ -85,12 +86,18 @@ class _Latent:
         return matrix(name, "attention", rows, cols, shard="column", units=self.heads)
 
 
-def build_deepseek(config: Config) -> ModelSpec:
-    """Build ``DeepseekV2ForCausalLM`` and ``DeepseekV3ForCausalLM``.
+def build_deepseek_v2(config: Config) -> ModelSpec:
+    """Build ``DeepseekV2ForCausalLM``."""
+    return _deepseek(config.with_defaults({"q_lora_rank": 1536, "n_shared_experts": 2}))
 
-    Layers of multi-token prediction (``num_nextn_predict_layers``) are a draft model beside the decoder
-    and are not counted.
-    """
+
+def build_deepseek_v3(config: Config) -> ModelSpec:
+    """Build ``DeepseekV3ForCausalLM``, which Kimi K2 is too."""
+    defaults = {"q_lora_rank": 1536, "n_shared_experts": 1, "first_k_dense_replace": 3}
+    return _deepseek(config.with_defaults({**defaults, **config.defaults}))
+
+
+def _deepseek(config: Config) -> ModelSpec:
     config.require(*PLAIN_KEYS, *_MLA_KEYS, "v_head_dim", "moe_intermediate_size", "n_routed_experts")
     latent, count = _Latent.read(config), config.size("n_routed_experts")
     visited = experts_per_token(config, count)
@@ -112,16 +119,13 @@ def build_deepseek(config: Config) -> ModelSpec:
             experts_per_token=visited if is_sparse else 0,
         )
 
-    drafts = config.count("num_nextn_predict_layers")
-    notes = (f"{drafts} multi-token-prediction layer(s) of the checkpoint are not counted",) if drafts else ()
-    return decoder(config, pattern=dense_then_sparse(config), layer=layer, notes=notes)
+    return decoder(config, pattern=dense_then_sparse(config), layer=layer)
 
 
 def build_minicpm3(config: Config) -> ModelSpec:
     """Build ``MiniCPM3ForCausalLM``: latent attention with a dense MLP and tied embeddings."""
     config.require(*PLAIN_KEYS, *_MLA_KEYS)
-    v_head_dim = config.size("hidden_size") // config.size("num_attention_heads")
-    config = config.with_defaults({"v_head_dim": v_head_dim})
+    config = config.with_defaults({"q_lora_rank": 768})
     latent, intermediate = _Latent.read(config), config.size("intermediate_size")
 
     def layer(_: None) -> LayerSpec:

@@ -137,7 +137,8 @@ def _is_sparse(config: Config) -> list[bool]:
 def build_qwen2_moe(config: Config) -> ModelSpec:
     """Build ``Qwen2MoeForCausalLM``: biases in attention, a shared expert behind a gate of its own."""
     config.require(*PLAIN_KEYS, "num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")
-    first_full = config.count("max_window_layers") if config.states("max_window_layers") else 28
+    config = config.with_defaults({"max_window_layers": 28})
+    first_full = config.count("max_window_layers")
     windows = qwen_windows(config, is_sliding=lambda index: index % 2 == 0 and index < first_full)
     weights = attention(Heads.read(config), bias=config.flag("qkv_bias", default=True))
     return _qwen_moe(config, windows, weights, shared=config.count("shared_expert_intermediate_size"))

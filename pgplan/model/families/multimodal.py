@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pgplan.model.config import Config
 from pgplan.model.families.llama import build_qwen3
-from pgplan.model.families.mla import build_deepseek
+from pgplan.model.families.mla import build_deepseek_v3
 from pgplan.model.families.moe import build_qwen3_moe
 from pgplan.model.families.towers import moonvit_tower, qwen3_vl_tower, tower_notes
 from pgplan.model.spec import ModelSpec, Weight
@@ -28,7 +28,7 @@ def build_qwen3_vl_moe(config: Config) -> ModelSpec:
 
 def build_kimi_k25(config: Config) -> ModelSpec:
     """Build ``KimiK25ForConditionalGeneration``."""
-    model = build_deepseek(_text(config))
+    model = build_deepseek_v3(_text(config))
     return _behind(model, moonvit_tower(config, hidden=model.hidden_size), config)
 
 
