@@ -116,6 +116,15 @@ def test_long_values_are_shortened_in_messages() -> None:
     assert len(refusal({**LLAMA, "num_hidden_layers": "9" * 5000})) < 250
 
 
+def test_a_multimodal_model_may_tie_its_embedding_outside_the_text_part() -> None:
+    text = {key: value for key, value in LLAMA.items() if key != "architectures"}
+    config = {"architectures": ["Qwen3VLForConditionalGeneration"], "text_config": text}
+    assert [load_model({**config, "tie_word_embeddings": tied}).tied for tied in (True, False)] == [
+        True,
+        False,
+    ]
+
+
 def test_a_missing_vision_config_means_the_sizes_of_the_class() -> None:
     text = {key: value for key, value in LLAMA.items() if key != "architectures"}
     model = load_model({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text})
@@ -193,7 +202,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
 
 def test_a_plain_decoder_may_be_assumed() -> None:
     strange = {**LLAMA, "architectures": ["NovelForCausalLM"]}
-    assert "assume='llama' reads it as one" in refusal(strange)
+    assert "assume='llama' reads it as a plain decoder" in refusal(strange)
     model = load_model(strange, assume="llama")
     assert model.parameters == LLAMA_PARAMETERS
     assert model.architecture == "LlamaForCausalLM"

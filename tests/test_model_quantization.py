@@ -202,6 +202,7 @@ def compressed(
             640 * 2 * 5 // 2 + 256 * 4,
         ),
         (NVFP4, NVFP4, "nvfp4", "fp4", 640 * 16 + 8),
+        (NVFP4, {"dynamic": "local"}, "nvfp4", "fp4", 640 * 16 + 8),
         (NVFP4, None, "nvfp4", "bf16", 640 * 16 + 4),
         ({"num_bits": 4, "type": "float", "group_size": 32}, None, "mxfp4", "bf16", 640 * 8),
     ],
@@ -263,7 +264,9 @@ def test_modelopt_beside_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": section}))
     model = load_model(tmp_path)
     assert formats(model, "up_proj") == ["fp8 per tensor", "bfloat16", "fp8 per tensor"]
-    assert model.notes == ("the checkpoint is made for an fp8 KV cache; state it as the workload's KV dtype",)
+    assert model.notes == (
+        "the checkpoint is made for a quantized KV cache; state it as the workload's KV dtype",
+    )
 
 
 def test_modelopt_mixed_by_module() -> None:
@@ -315,6 +318,17 @@ def test_the_language_part_of_a_multimodal_model() -> None:
     )
     assert formats(model, "q_proj") == ["bfloat16", "fp8 per tensor", "fp8 per tensor"]
     assert {weight.storage.name for weight in model.towers} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq"])
+def test_a_pattern_that_is_no_regex_is_taken_literally(method: str) -> None:
+    section: dict[str, Any] = {
+        "quant_method": method,
+        "bits": 4,
+        "ignored_layers": ["*.bad"],
+        "dynamic": {"-:*": {}},
+    }
+    assert formats(quantized(**section), "up_proj")[0] != "bfloat16"
 
 
 @pytest.mark.parametrize(

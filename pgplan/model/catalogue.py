@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from pgplan.errors import ModelError
 
@@ -64,6 +63,8 @@ def catalogue_entry(name: str) -> CatalogueEntry:
         found = [entry for entry in entries.values() if wanted in (fold(entry.name), fold(entry.source))]
         if len(found) == 1:
             return found[0]
+    import difflib  # a few milliseconds that only this message needs
+
     typed = name.rsplit("/", 1)[-1].lower()
     longer = [known for known in entries if typed and known.startswith(typed)]
     near = [*longer, *difflib.get_close_matches(typed, set(entries) - set(longer), n=3, cutoff=0.5)][:3]
@@ -82,7 +83,7 @@ def _bare_words(name: str) -> tuple[str, ...]:
 
 @cache
 def _entries() -> dict[str, CatalogueEntry]:
-    text = files("pgplan.model").joinpath("catalogue.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8")
     return {
         name: CatalogueEntry(name=name, source=item["source"], about=item["about"], config=item["config"])
         for name, item in json.loads(text).items()

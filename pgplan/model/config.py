@@ -27,8 +27,8 @@ class Config:
     defaults: Mapping[str, object] = field(default_factory=dict)
 
     def with_defaults(self, defaults: Mapping[str, object]) -> Config:
-        """Return the same configuration with values for keys that it leaves out."""
-        return replace(self, defaults=defaults)
+        """Return the same configuration with values for keys that it leaves out; earlier defaults win."""
+        return replace(self, defaults={**defaults, **self.defaults})
 
     def get(self, *keys: str) -> object:
         """Return the value of the first of ``keys`` that is there and not null, else ``None``.

@@ -128,11 +128,9 @@ def _with_modelopt(data: dict[str, object], folder: Path) -> dict[str, object]:
     if data.get("quantization_config") is not None or not file.is_file():
         return data
     section = _read_object(file).get("quantization")
-    return (
-        {**data, "quantization_config": {"quant_method": "modelopt", **section}}
-        if isinstance(section, dict)
-        else data
-    )
+    if not isinstance(section, dict):
+        return data
+    return {**data, "quantization_config": {"quant_method": "modelopt", **section}}
 
 
 def _assume_llama(config: Config) -> ModelSpec:
@@ -164,11 +162,7 @@ def _builder(config: Config, *, assume: str | None) -> tuple[str, Builder]:
             f"assume='llama' needs the keys of a plain decoder, but {config.where} ({called}) {reason}; "
             f"use one of the known architectures: {', '.join(sorted(BUILDERS))}"
         )
-    hint = (
-        ""
-        if against or missing
-        else "its keys are those of a plain decoder: assume='llama' reads it as one; "
-    )
+    hint = "" if against or missing else "assume='llama' reads it as a plain decoder, whose keys it has; "
     raise ModelError(
         f"the architecture must be a known one, got {called} in {config.where}; {hint}"
         f"known are {', '.join(sorted(BUILDERS))}"

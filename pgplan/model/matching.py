@@ -22,7 +22,8 @@ def prefix_or_suffix(patterns: Iterable[str]) -> Matcher:
     patterns = tuple(patterns)
     if not patterns:
         return lambda names: False
-    starts = re.compile(rf"(?:{'|'.join(map(_as_regex, patterns))})(?:(?<=\.)|(?=\.|$))")
+    any_of = "|".join(f"(?:{as_regex(pattern).pattern})" for pattern in patterns)
+    starts = re.compile(rf"(?:{any_of})(?:(?<=\.)|(?=\.|$))")
     return lambda names: any(name.endswith(patterns) or starts.match(name) for name in names)
 
 
@@ -44,15 +45,15 @@ def targets(patterns: Iterable[str]) -> Matcher:
     """Match as compressed-tensors does: whole names, ``re:`` regexes from the start, or ``"Linear"``."""
     patterns = tuple(patterns)
     exact = frozenset(pattern for pattern in patterns if not pattern.startswith("re:"))
-    regexes = [re.compile(_as_regex(pattern[3:])) for pattern in patterns if pattern.startswith("re:")]
+    regexes = [as_regex(pattern[3:]) for pattern in patterns if pattern.startswith("re:")]
     if "Linear" in exact:
         return lambda names: True
     return lambda names: any(name in exact or any(regex.match(name) for regex in regexes) for name in names)
 
 
-def _as_regex(pattern: str) -> str:
+def as_regex(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern; one that is no regular expression is taken literally."""
     try:
-        re.compile(pattern)
+        return re.compile(pattern)
     except re.error:
-        return re.escape(pattern)
-    return f"(?:{pattern})"
+        return re.compile(re.escape(pattern))

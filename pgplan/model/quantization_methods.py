@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pgplan.errors import ModelError
 from pgplan.model import storage
 from pgplan.model.config import Config
-from pgplan.model.matching import Matcher, prefix_or_suffix, substring, targets, wildcard
+from pgplan.model.matching import Matcher, as_regex, prefix_or_suffix, substring, targets, wildcard
 from pgplan.model.spec import Part, Storage
 
 StorageOf = Callable[[tuple[str, ...]], Storage | None]
@@ -116,16 +116,12 @@ def _read_awq(section: Config, plain: Storage) -> Quantization:
 
 def _read_gptq(section: Config, plain: Storage) -> Quantization:
     """Read GPTQ: ``dynamic`` maps ``-:regex`` to "not quantized" and ``+:regex`` to other settings."""
-    dynamic = section.section("dynamic")
+    dynamic = section.section("dynamic") or Config({}, section.where)
     rules: list[tuple[re.Pattern[str], Storage | None]] = []
-    for pattern, settings in (dynamic.data if dynamic else {}).items():
-        override = settings if isinstance(settings, Mapping) else {}
-        kind = (
-            None
-            if pattern.startswith("-:")
-            else _gptq_storage(Config({**section.data, **override}, section.where), plain)
-        )
-        rules.append((re.compile(re.sub(r"^[-+]:", "", pattern)), kind))
+    for pattern, settings in dynamic.data.items():
+        changed = {**section.data, **settings} if isinstance(settings, Mapping) else section.data
+        kind = None if pattern.startswith("-:") else _gptq_storage(Config(changed, section.where), plain)
+        rules.append((as_regex(pattern.removeprefix("-:").removeprefix("+:")), kind))
     usual = _gptq_storage(section, plain)
     groups = section.items("modules_in_block_to_quantize") or ()
     blocks = tuple(str(name) for group in groups for name in (group if isinstance(group, list) else [group]))
@@ -156,7 +152,14 @@ def _group(section: Config, *keys: str) -> int:
 
 def _read_compressed(section: Config, plain: Storage) -> Quantization:
     """Read compressed-tensors: groups of modules by target, each with its own format."""
-    return Quantization(storage_of=_by_groups(section, targets(_names(section, "ignore")), plain))
+    storage_of = _by_groups(section, targets(_names(section, "ignore")), plain)
+    return Quantization(storage_of=storage_of, notes=_kv_notes(section))
+
+
+def _kv_notes(section: Config) -> tuple[str, ...]:
+    if section.get("kv_cache_quant_algo", "kv_cache_scheme") is None:
+        return ()
+    return ("the checkpoint is made for a quantized KV cache; state it as the workload's KV dtype",)
 
 
 def _by_groups(section: Config, ignored: Matcher, plain: Storage) -> StorageOf:
@@ -189,7 +192,8 @@ def _group_storage(group: Config, plain: Storage) -> Storage:
         raise ModelError(f"each of config_groups must have weights, {group.where} has none; correct it")
     activations = group.section("input_activations")
     bits, kind, size = weights.size("num_bits"), weights.get("type"), weights.get("group_size")
-    static = activations is not None and not activations.flag("dynamic")
+    # "local" (NVFP4) computes the scales of blocks as they come, with a static one per tensor.
+    static = activations is not None and activations.get("dynamic") is not True
     strategy = weights.get("strategy") or ("group" if size else "tensor")
     block = {"tensor": (0, 0), "channel": (1, 0), "block": _block(weights, "block_structure") or (128, 128)}
     if kind == "float" and bits == 4:
@@ -221,9 +225,6 @@ def _read_mxfp4(section: Config, plain: Storage) -> Quantization:
 def _read_modelopt(section: Config, plain: Storage) -> Quantization:
     """Read NVIDIA's ModelOpt: one format for all, format groups, or a format per listed module."""
     ignored = wildcard(_names(section, "ignore", "exclude_modules"))
-    notes: tuple[str, ...] = ()
-    if section.get("kv_cache_quant_algo", "kv_cache_scheme") is not None:
-        notes = ("the checkpoint is made for an fp8 KV cache; state it as the workload's KV dtype",)
     algorithm = str(section.get("quant_algo")).upper()
     layers = section.section("quantized_layers")
     if algorithm != "MIXED_PRECISION":
@@ -240,7 +241,7 @@ def _read_modelopt(section: Config, plain: Storage) -> Quantization:
             for algorithm, each in names.items()
         ]
         storage_of = _first_of(kinds, ignored)
-    return Quantization(storage_of=storage_of, notes=notes)
+    return Quantization(storage_of=storage_of, notes=_kv_notes(section))
 
 
 def _modelopt_storage(algorithm: str, section: Config, plain: Storage) -> Storage:

@@ -223,6 +223,10 @@ class ModelSpec:
         towers: Vision, audio and projector weights, which serving engines keep on the first stage.
         forbidden_cuts: ``(cut, why)`` for boundaries that the architecture cannot be cut at.
         notes: What a reader should know of how the configuration was understood.
+
+    >>> from pgplan.model import load_model
+    >>> [(count, layer.kind) for count, layer in load_model("deepseek-v3").runs]
+    [(3, 'mla, dense'), (58, 'mla, moe')]
     """
 
     name: str

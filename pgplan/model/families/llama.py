@@ -72,7 +72,7 @@ def qwen_windows(
     """
     if not config.flag("use_sliding_window"):
         return (None,) * config.num_layers
-    config = config.with_defaults({"sliding_window": 4096, "max_window_layers": 28, **config.defaults})
+    config = config.with_defaults({"sliding_window": 4096, "max_window_layers": 28})
     first = config.count("max_window_layers")
     return config.windows(is_windowed=is_sliding or (lambda index: index >= first))
 

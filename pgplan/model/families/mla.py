@@ -94,7 +94,7 @@ def build_deepseek_v2(config: Config) -> ModelSpec:
 def build_deepseek_v3(config: Config) -> ModelSpec:
     """Build ``DeepseekV3ForCausalLM``, which Kimi K2 is too."""
     defaults = {"q_lora_rank": 1536, "n_shared_experts": 1, "first_k_dense_replace": 3}
-    return _deepseek(config.with_defaults({**defaults, **config.defaults}))
+    return _deepseek(config.with_defaults(defaults))
 
 
 def _deepseek(config: Config) -> ModelSpec:
