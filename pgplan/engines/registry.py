@@ -13,7 +13,11 @@ ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (VLLM, SGL
 
 
 def engine_names() -> tuple[str, ...]:
-    """Return the names that ``find_engine`` knows."""
+    """Return the names that ``find_engine`` knows.
+
+    >>> "vllm" in engine_names()
+    True
+    """
     return tuple(ENGINES)
 
 

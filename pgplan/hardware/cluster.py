@@ -26,6 +26,10 @@ class Link:
         name: What it is, e.g. ``"NVLink4"``.
         bandwidth: Bytes per second one way that a large message reaches.
         latency_s: Seconds before its first byte moves.
+
+    >>> network = Link(name="100 GbE", bandwidth=11e9, latency_s=50e-6)
+    >>> Cluster.uniform("H200", pp_size=2, link=network).stage_link(0).name
+    '100 GbE'
     """
 
     name: str

@@ -51,6 +51,10 @@ class GPU:
         confidence: ``"high"``, ``"medium"`` or ``"low"``: how well the sources agree.
         source: Where the figures come from.
         note: What a reader should know.
+
+    >>> mine = GPU(name="mine", memory_bytes=24 << 30, bandwidth=1.0e12, bf16=160e12)
+    >>> mine.matmul_rate("fp8") == mine.bf16
+    True
     """
 
     name: str
@@ -99,7 +103,11 @@ class GPU:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Return the names in the table, in its order."""
+    """Return the names in the table, in its order.
+
+    >>> "H200 SXM 141GB" in gpu_names()
+    True
+    """
     return tuple(_table())
 
 

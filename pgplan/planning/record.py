@@ -165,6 +165,11 @@ class Plan:
         time_error: How far times may be off, as a fraction.
         memory_error: How far ``kv_tokens`` may be off, as a fraction.
         notes: What a reader should know: assumptions, limits, what was chosen and why.
+
+    >>> import pgplan as pg
+    >>> plan = pg.plan("llama-3.1-8b", pg.Cluster.uniform("L40S", pp_size=2), split="17,15")
+    >>> [stage.num_layers for stage in plan.stages], pg.Plan.from_json(plan.to_json()) == plan
+    ([17, 15], True)
     """
 
     model: ModelSpec
