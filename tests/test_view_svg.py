@@ -118,7 +118,7 @@ def test_the_budget_line_stands_where_the_budget_ends():
     for dashes, key in (('stroke-dasharray="4 2.5"', "budget"), ('opacity="0.75"', "memory")):
         path = re.search(rf'<path d="M([0-9.]+) [^"]*" fill="none"[^>]*{re.escape(dashes)}', svg)
         ends[key] = float(path[1])
-    bar = re.search(r'<path d="M([0-9.]+) [^"]*" fill="#0072B2"', svg)
+    bar = re.search(r'<path d="M([0-9.]+) [^"]*" fill="none" stroke="#0072B2"', svg)
     start = float(bar[1])
     assert (ends["budget"] - start) / (ends["memory"] - start) == pytest.approx(
         stage.budget_bytes / stage.memory_bytes, abs=2e-3

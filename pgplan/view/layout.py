@@ -172,7 +172,7 @@ def _legend(picture: Picture, *, y: float, end: float) -> tuple[tuple[tuple[floa
     places = []
     x = MARGIN
     for label in legend_labels(picture):
-        size = 18 + text_width(label, 11) + 14
+        size = 18 + len(label) * 11 * _PROSE[False] + 22
         if x + size > end and x > MARGIN:
             x, y = MARGIN, y + 18
         places.append((x, y))

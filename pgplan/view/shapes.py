@@ -36,19 +36,23 @@ def text(
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{font:g}"{style}>{escape(words, quote=False)}</text>'
 
 
-def filled(boxes: list[Box], fill: str, *, opacity: float = 1.0) -> str:
-    """Return all boxes as one path.
+def bars(boxes: list[Box], colour: str, *, opacity: float = 1.0) -> str:
+    """Return boxes of equal height as one path: a bar is a line as thick as it is high.
 
-    >>> filled([(0, 0, 10, 5)], "#000000")
-    '<path d="M0.0 0.0h10.0v5h-10.0z" fill="#000000"/>'
+    >>> bars([(0, 0, 10, 5)], "#000000")
+    '<path d="M0.0 2.5h10.0" fill="none" stroke="#000000" stroke-width="5"/>'
     """
-    faded = f' opacity="{opacity:g}"' if opacity < 1 else ""
-    return f'<path d="{_outline(boxes)}" fill="{fill}"{faded}/>' if boxes else ""
+    if not boxes or colour == "none":
+        return ""
+    height = boxes[0][3]
+    path = "".join([f"M{x:.1f} {y + height / 2:.1f}h{wide:.1f}" for x, y, wide, _ in boxes])
+    return lines(path, colour, width=height, opacity=opacity)
 
 
-def framed(boxes: list[Box], stroke: str) -> str:
+def frames(boxes: list[Box], stroke: str) -> str:
     """Return the frames of all boxes as one path."""
-    return f'<path d="{_outline(boxes)}" fill="none" stroke="{stroke}" stroke-width="2"/>' if boxes else ""
+    path = "".join(f"M{x:.1f} {y:.1f}h{wide:.1f}v{high:g}h-{wide:.1f}z" for x, y, wide, high in boxes)
+    return lines(path, stroke, width=2)
 
 
 def lines(path: str, stroke: str, *, width: float = 1.0, dash: str = "", opacity: float = 1.0) -> str:
@@ -75,9 +79,5 @@ def texture(hatch: Hatch, boxes: list[Box], ink: str) -> str:
         rows, width, dash = (0.28, 0.72), 2.0, "2 3"
     else:
         rows, width, dash = (0.25, 0.5, 0.75), 1.0, ""
-    path = "".join(f"M{x:.1f} {y + height * row:.1f}h{wide:.1f}" for x, y, wide, _ in boxes for row in rows)
+    path = "".join([f"M{x:.1f} {y + height * row:.1f}h{wide:.1f}" for x, y, wide, _ in boxes for row in rows])
     return lines(path, ink, width=width, dash=dash, opacity=0.55)
-
-
-def _outline(boxes: list[Box]) -> str:
-    return "".join(f"M{x:.1f} {y:.1f}h{wide:.1f}v{high:g}h-{wide:.1f}z" for x, y, wide, high in boxes)

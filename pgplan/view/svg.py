@@ -14,7 +14,7 @@ from pgplan.planning.record import Plan
 from pgplan.view.layout import MARGIN, Column, Layout, fitted, lay_out, legend_labels, row_label, text_width
 from pgplan.view.numbers import GIB, gib, milliseconds, short_count
 from pgplan.view.picture import ALERT, PARTS, STEADY, Phase, Picture, Row, make_picture
-from pgplan.view.shapes import Box, filled, framed, lines, text, texture
+from pgplan.view.shapes import Box, bars, frames, lines, text, texture
 
 _FONT = "system-ui,-apple-system,'Segoe UI',Helvetica,Arial,'DejaVu Sans',sans-serif"
 _PARTS = {part.key: part for part in PARTS}
@@ -100,9 +100,9 @@ def _memory_panel(picture: Picture, layout: Layout) -> list[str]:
     pieces.append(text(column.value_x, column.top - 8, "KV tokens", font=11, faint=True))
     pieces.append(_memory_axis(picture, layout, scale))
     for key, boxes in fills.items():
-        pieces.append(filled(boxes, _PARTS[key].colour))
+        pieces.append(bars(boxes, _PARTS[key].colour))
         pieces.append(texture(_PARTS[key].hatch, textures[key], _PARTS[key].ink))
-    pieces += [framed(over, ALERT), texture("stripes", over, ALERT), _limit_lines(picture, layout, scale)]
+    pieces += [frames(over, ALERT), texture("stripes", over, ALERT), _limit_lines(picture, layout, scale)]
     return pieces + words
 
 
@@ -174,8 +174,8 @@ def _phase_panel(phase: Phase, layout: Layout, column: Column) -> list[str]:
         middle = column.top + (stage + 0.5) * layout.pitch + layout.font * 0.36
         words.append(text(column.value_x, middle, label, font=layout.font, bold=bar.is_slowest))
     pieces = _heading(column, f"{phase.name.capitalize()}, ms", phase.note, phase.rate)
-    pieces += [filled(those, colour) for colour, those in boxes.items()]
-    pieces.append(filled(handoffs, "currentColor", opacity=_HANDOFF_OPACITY))
+    pieces += [bars(those, colour) for colour, those in boxes.items()]
+    pieces.append(bars(handoffs, "currentColor", opacity=_HANDOFF_OPACITY))
     if phase.is_full:
         cycle = f"M{column.x + phase.cycle_s * scale:.1f} {column.top:.1f}v{len(phase.bars) * layout.pitch:g}"
         pieces.append(lines(cycle, ALERT, width=1.4, dash="2 2"))
@@ -207,13 +207,13 @@ def _legend(picture: Picture, layout: Layout) -> list[str]:
         line = f"M{x + 7:.1f} {y - 12:.1f}v16"
         if index < len(picture.parts):
             part = picture.parts[index]
-            pieces.append(filled(box, part.colour) + texture(part.hatch, box, part.ink))
+            pieces.append(bars(box, part.colour) + texture(part.hatch, box, part.ink))
         elif index == len(picture.parts):
             pieces.append(lines(line, ALERT, width=1.8, dash="4 2.5"))
         elif index == len(picture.parts) + 1:
             pieces.append(lines(line, "currentColor", width=1.6, opacity=0.75))
         else:
-            pieces.append(filled(box, "currentColor", opacity=_HANDOFF_OPACITY))
+            pieces.append(bars(box, "currentColor", opacity=_HANDOFF_OPACITY))
     return pieces
 
 
