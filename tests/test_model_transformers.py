@@ -156,6 +156,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         },
     ),
     ("phi3", "Phi3ForCausalLM", {**BASE, "sliding_window": 64}),
+    ("phi", "PhiForCausalLM", {**BASE, "qk_layernorm": True}),
+    ("gemma", "GemmaForCausalLM", {**BASE, "head_dim": 20, "attention_bias": True}),
+    ("granite", "GraniteForCausalLM", {**BASE, "attention_bias": True, "mlp_bias": True}),
+    ("olmo", "OlmoForCausalLM", BASE),
+    ("olmoe", "OlmoeForCausalLM", {**BASE, "num_experts": 5, "num_experts_per_tok": 2}),
     ("olmo2", "Olmo2ForCausalLM", {**BASE, "attention_bias": True}),
     ("olmo3", "Olmo3ForCausalLM", {**BASE, "sliding_window": 64, "num_hidden_layers": 9}),
 ]

@@ -1,7 +1,7 @@
 """Plain decoders: grouped-query attention, a gated MLP, two norms.
 
-Llama 2 and 3, Yi, Mistral, Ministral 3 (Devstral 2), Qwen 2, 2.5 and 3, MiniCPM. They differ in
-biases, in norms of queries and keys, and in which layers see a window only.
+Llama 2 and 3, Yi, Granite 3, the first Gemma, Mistral, Ministral 3 (Devstral 2), Qwen 2, 2.5 and 3, MiniCPM.
+They differ in biases, in norms of queries and keys, and in which layers see a window only.
 """
 
 from __future__ import annotations
@@ -41,10 +41,18 @@ def plain_decoder(
 
 
 def build_llama(config: Config) -> ModelSpec:
-    """Build ``LlamaForCausalLM``."""
+    """Build ``LlamaForCausalLM``, and ``GraniteForCausalLM``, which scales but has no weights for it."""
     config.require(*PLAIN_KEYS)
     bias = config.flag("attention_bias")
     return plain_decoder(config, bias=bias, out_bias=bias, mlp_bias=config.flag("mlp_bias"))
+
+
+def build_gemma(config: Config) -> ModelSpec:
+    """Build ``GemmaForCausalLM`` (the first Gemma): Llama's weights, large heads, tied embeddings."""
+    config = config.with_defaults({"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True})
+    config.require(*PLAIN_KEYS)
+    bias = config.flag("attention_bias")
+    return plain_decoder(config, bias=bias, out_bias=bias)
 
 
 def build_mistral(config: Config) -> ModelSpec:

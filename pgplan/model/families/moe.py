@@ -1,7 +1,7 @@
 """Decoders with routed experts and grouped-query attention.
 
-Mixtral, Qwen 2 and 3 MoE, Phi MoE, GLM 4.5, MiniMax M2. In each expert layer a router picks a few of many
-equal MLPs for every token; some have a shared MLP that every token passes through as well.
+Mixtral, Qwen 2 and 3 MoE, OLMoE, Phi MoE, GLM 4.5, MiniMax M2. In each expert layer a router picks a few
+of many equal MLPs for every token; some have a shared MLP that every token passes through as well.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def build_qwen2_moe(config: Config) -> ModelSpec:
     first_full = config.count("max_window_layers")
     windows = qwen_windows(config, is_sliding=lambda index: index % 2 == 0 and index < first_full)
     weights = attention(Heads.read(config), bias=config.flag("qkv_bias", default=True))
-    return _qwen_moe(config, windows, weights, shared=config.count("shared_expert_intermediate_size"))
+    shared = config.count("shared_expert_intermediate_size")
+    return _qwen_moe(config, windows, weights, size=config.size("moe_intermediate_size"), shared=shared)
 
 
 def build_qwen3_moe(config: Config) -> ModelSpec:
@@ -151,7 +152,15 @@ def build_qwen3_moe(config: Config) -> ModelSpec:
     bias = config.flag("attention_bias")
     windows = qwen_windows(config, is_sliding=lambda index: True)
     weights = attention(Heads.read(config), bias=bias, out_bias=bias, qk_norm="head")
-    return _qwen_moe(config, windows, weights)
+    return _qwen_moe(config, windows, weights, size=config.size("moe_intermediate_size"))
+
+
+def build_olmoe(config: Config) -> ModelSpec:
+    """Build ``OlmoeForCausalLM``: norms of queries and keys over all heads, experts in every layer."""
+    config.require(*PLAIN_KEYS, "num_experts", "num_experts_per_tok")
+    bias, windows = config.flag("attention_bias"), (None,) * config.num_layers
+    weights = attention(Heads.read(config), bias=bias, out_bias=bias, qk_norm="all heads")
+    return _qwen_moe(config, windows, weights, size=config.size("intermediate_size"))
 
 
 def _qwen_moe(
@@ -159,10 +168,12 @@ def _qwen_moe(
     windows: tuple[int | None, ...],
     attention_weights: tuple[Weight, ...],
     *,
+    size: int,
     shared: int = 0,
 ) -> ModelSpec:
+    """Build a model whose experts are ``size`` wide, beside a shared one of ``shared`` (0: none)."""
     heads, count = Heads.read(config), config.size("num_experts")
-    visited, size = experts_per_token(config, count), config.size("moe_intermediate_size")
+    visited = experts_per_token(config, count)
     sparse: tuple[Weight, ...] = (
         matrix("mlp.gate", "router", count, heads.hidden),
         *gated_mlp(heads.hidden, size, prefix="mlp.experts", part="experts", copies=count),

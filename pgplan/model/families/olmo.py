@@ -1,10 +1,30 @@
-"""OLMo 2 and 3: norms after attention and MLP, and norms of queries and keys over all heads."""
+"""OLMo: the first without any norm weights; 2 and 3 with norms after attention and MLP.
+
+From OLMo 2 on, queries and keys are normed over all heads. OLMoE is in ``moe.py``.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from pgplan.model.config import Config
 from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, norm
 from pgplan.model.spec import LayerSpec, ModelSpec
+
+
+def build_olmo(config: Config) -> ModelSpec:
+    """Build ``OlmoForCausalLM``: its norms have no weights, the last one included."""
+    config.require(*PLAIN_KEYS)
+    heads, bias = Heads.read(config), config.flag("attention_bias")
+    layer = LayerSpec(
+        attention=heads.spec(),
+        weights=(
+            *attention(heads, bias=bias, out_bias=bias),
+            *gated_mlp(heads.hidden, config.size("intermediate_size")),
+        ),
+    )
+    model = decoder(config, pattern=(None,) * config.num_layers, layer=lambda _: layer)
+    return replace(model, final_norm=())
 
 
 def build_olmo2(config: Config) -> ModelSpec:
