@@ -149,7 +149,8 @@ def _least_cap(
     occur, so the loop ends, and it ends with ``low == high``.
     """
     trial = list(caps)
-    high = max(path_costs(table, path)[s] for s in free)
+    costs = path_costs(table, path)
+    high = max(costs[s] for s in free)
     while low < high:
         cap = low + (high - low) / 2
         if not low <= cap < high:
@@ -199,17 +200,25 @@ def _live(table: RangeTable, caps: Sequence[float]) -> tuple[list[int], list[flo
     reached, _ = advance(table, caps)
     live, least = [reached[-1]], [FINITE] * table.num_stages
     for stage in range(table.num_stages - 1, -1, -1):
-        after, mask = live[-1], 0
-        for a in bits(reached[stage]):
-            if table.pin(stage) is None:
-                beyond = after >> (a + 1)
-                b = a + (beyond & -beyond).bit_length() if beyond else None
-            else:
-                b = table.pinned_end(stage, a)
-                b = b if b is not None and after >> b & 1 else None
+        after, mask, left = live[-1], 0, reached[stage]
+        while left:
+            a = left.bit_length() - 1
+            left ^= 1 << a
+            b = _nearest_end(table, stage, a, after)
             if b is not None and table.fits(stage, a, b, caps[stage]):
                 mask |= 1 << a
                 least[stage] = min(least[stage], table.cost(stage, a, b))
+            elif table.pin(stage) is None and not after & ((2 << a) - 1):
+                break  # no end is nearer for the starts before this one, and their ranges are larger
         live.append(mask)
     live.reverse()
     return live, least
+
+
+def _nearest_end(table: RangeTable, stage: int, start: int, ends: int) -> int | None:
+    """Return the first of the ends that a stage can have from a start, costs aside."""
+    if table.pin(stage) is None:
+        beyond = ends >> (start + 1)
+        return start + (beyond & -beyond).bit_length() if beyond else None
+    stop = table.pinned_end(stage, start)
+    return stop if stop is not None and ends >> stop & 1 else None
