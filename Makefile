@@ -9,7 +9,7 @@ BENCHES := $(VENV)/.installed-bench
 OUT := out
 
 # The constraints go into every call of pip: without the pin on torch it would fetch CUDA by the gigabyte.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 DEMO_WORKLOAD := --prompt-tokens 2048 --output-tokens 256 --concurrency 64 --max-model-len 8192 \
 	--max-num-batched-tokens 4096 --max-num-seqs 256 --memory-utilization 0.9
@@ -55,6 +55,7 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(\
 		f"pgplan needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; give another: make PYTHON=python3.12")'
+	@echo 'Installing into $(VENV): a few minutes, once'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[lab,test]'
 	@touch $@
