@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from pgplan.distributed.tensor_plane import TensorGroup, TensorPlane
 from pgplan.distributed.tensor_split import gather_along_last_dim, scatter_along_last_dim
 from pgplan.errors import PgplanError
 from pgplan.launcher import Worker
+
+
+def several(worker: Worker, *, cases: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    """Run some of the entries below one after the other: importing torch takes longer than they do."""
+    results = []
+    for name, args in cases:
+        worker.phase(name)
+        results.append(globals()[name](worker, **args))
+    return results
 
 
 def plane_of(worker: Worker, timeout_s: float = 60.0) -> TensorPlane:
@@ -141,8 +151,8 @@ def missing_at_the_meeting(worker: Worker, *, port: int, missing: int) -> str:
     return "the group was made"
 
 
-def dies_in(worker: Worker, *, operation: str, victim: int) -> str:
-    """One rank dies while the others wait in an operation, and tell what they were told."""
+def dies_in(worker: Worker, *, operation: str, victim: int) -> None:
+    """One rank dies while the others wait in an operation; they print what they are told."""
     with plane_of(worker) as plane:
         group = plane.group()
         tensor = torch.ones(4)
@@ -150,14 +160,21 @@ def dies_in(worker: Worker, *, operation: str, victim: int) -> str:
         if worker.rank == victim:
             time.sleep(0.3)
             os.kill(os.getpid(), signal.SIGKILL)
-        waits = {
+        # The launcher ends the survivors at once; here they shall have the time to speak.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        waits: dict[str, Callable[[], object]] = {
             "all_reduce": lambda: group.all_reduce(tensor),
             "barrier": group.barrier,
-            # From one that lives and never sends.
-            "recv": lambda: group.recv(tensor, (worker.rank + 1) % worker.world_size, tag=1),
+            "receiving": lambda: group.recv(
+                tensor, survivors[0] if worker.rank != survivors[0] else survivors[1]
+            ),
         }
-        waits[operation]()
-    return "went on"
+        survivors = [rank for rank in range(worker.world_size) if rank != victim]
+        try:
+            waits[operation]()
+            print("went on")
+        except PgplanError as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
 
 
 def late_sender(worker: Worker) -> str:
@@ -184,7 +201,7 @@ def hand_on(
     dtype: str,
     tokens: list[int],
 ) -> dict[str, Any]:
-    """Send patterned activations down a pipeline; every stage adds one to what it got and checks all bits."""
+    """Send patterned activations down a pipeline; every stage checks what it got, bit by bit."""
     kind: torch.dtype = getattr(torch, dtype)
     width = 16
     with plane_of(worker) as plane:
@@ -200,22 +217,33 @@ def hand_on(
         )
         equal = True
         for step, count in enumerate(tokens):
-            expected = [
-                ((torch.arange(count * width) * (7 + which) + step) % 64 + hops.stage)
-                .to(kind)
-                .view(count, width)
-                for which in range(2)
-            ]
             if hops.stage > 0:
                 arrived = recv_stage(hops, count).wait()
-                # Each stage adds one, which is exact in every dtype used.
-                equal &= all(torch.equal(a, e - 1) for a, e in zip(arrived, expected, strict=True))
+                expected = pattern(hops.stage - 1, step, (count, width), kind)
+                equal &= all(same_bits(a, e) for a, e in zip(arrived, expected, strict=True))
             if hops.stage < pp_size - 1:
-                outputs = hops.outgoing(count) if joined else [torch.empty_like(e) for e in expected]
-                for output, value in zip(outputs, expected, strict=True):
+                made = pattern(hops.stage, step, (count, width), kind)
+                outputs = hops.outgoing(count) if joined else made
+                for output, value in zip(outputs, made, strict=True):
                     output.copy_(value)
                 send_stage(hops, *outputs)
         return {"equal": equal, "sent": hops.sent_bytes, "sliced_from": hops.sliced_from_bytes}
+
+
+def pattern(stage: int, step: int, shape: tuple[int, int], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Two activations of bytes that tell stage, step and place: all values occur, NaN among them."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    return [
+        ((torch.arange(size) * 7 + 11 * stage + 3 * step + 101 * which) % 256)
+        .to(torch.uint8)
+        .view(dtype)
+        .view(shape)
+        for which in range(2)
+    ]
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def wrong_use(worker: Worker) -> list[str]:

@@ -244,7 +244,7 @@ class Arrival:
 
     __slots__ = ("_cut", "_handoff", "_is_sliced", "_works")
 
-    def __init__(self, handoff: Handoff, cut: Cut, works: Sequence[Any], *, is_sliced: bool = False) -> None:
+    def __init__(self, handoff: Handoff, cut: Cut, works: list[Any], *, is_sliced: bool = False) -> None:
         self._handoff, self._cut, self._works, self._is_sliced = handoff, cut, works, is_sliced
 
     def wait(self) -> tuple[torch.Tensor, ...]:

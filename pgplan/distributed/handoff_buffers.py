@@ -106,7 +106,7 @@ class End:
         device = group.plane.device
         self._buffers = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(depth)]
         self._cuts: list[dict[int, Cut]] = [{} for _ in range(depth)]
-        self._under_way: list[tuple[Sequence[Any], Sequence[torch.Tensor]]] = [((), ())] * depth
+        self._under_way: list[tuple[list[Any], Sequence[torch.Tensor]]] = [([], ())] * depth
         self._turn = 0
 
     def turn(self) -> None:
@@ -114,9 +114,9 @@ class End:
         self._turn = (self._turn + 1) % self._depth
         works, _ = self._under_way[self._turn]
         self.group.finish(works, "finishing an earlier hop", self._peer)
-        self._under_way[self._turn] = ((), ())
+        self._under_way[self._turn] = ([], ())
 
-    def start(self, operation: Literal["send", "recv"], pieces: Sequence[torch.Tensor]) -> Sequence[Any]:
+    def start(self, operation: Literal["send", "recv"], pieces: Sequence[torch.Tensor]) -> list[Any]:
         """Begin to move pieces to or from the counterpart; the present buffer is taken until that is done."""
         works = self.group.start(operation, pieces, self._peer)
         self._under_way[self._turn] = (works, pieces)

@@ -106,13 +106,14 @@ def _wrap(backend: Any, store: Store, rank: int, size: int, device: torch.device
         group._set_default_backend(kind)
     if hasattr(backend, "_set_sequence_number_for_group"):
         backend._set_sequence_number_for_group()
-    group._register_backend(torch.device(device.type), kind, backend)
     if device.type == "cuda":
-        # Else torch guesses the device from the rank, and from 2.15 from LOCAL_RANK.
+        # Else torch guesses the device from the rank, and from 2.15 from LOCAL_RANK. A backend takes it over
+        # when it is registered.
         with contextlib.suppress(AttributeError):
             group.bound_device_id = device
-        if hasattr(backend, "eager_connect_single_device"):
-            backend.eager_connect_single_device(device)
+    group._register_backend(torch.device(device.type), kind, backend)
+    if device.type == "cuda" and hasattr(backend, "eager_connect_single_device"):
+        backend.eager_connect_single_device(device)
     return group  # type: ignore[no-any-return]
 
 

@@ -90,7 +90,7 @@ class TensorGroup:
 
     def start(
         self, operation: Literal["send", "recv"], pieces: Sequence[torch.Tensor], peer: int
-    ) -> Sequence[Work]:
+    ) -> list[Work]:
         """Begin to send or receive contiguous pieces, with NCCL in one call; ``finish`` what is returned."""
         self.plane.check(f"beginning to {operation}")
         move, device = getattr(self.pg, operation), self.plane.device
@@ -104,11 +104,14 @@ class TensorGroup:
         except RuntimeError as error:
             raise self.plane.explain(error, f"beginning to {operation}", (self.ranks[peer],)) from error
 
-    def finish(self, works: Sequence[Work], doing: str, peer: int | None = None) -> None:
-        """Wait for operations under way; with NCCL, have the current CUDA stream wait for them."""
+    def finish(self, works: list[Work], doing: str, peer: int | None = None) -> None:
+        """Wait for operations under way; with NCCL, have the current CUDA stream wait for them.
+
+        The list is emptied, so that others who hold it do not wait again: gloo would, for ever.
+        """
         try:
-            for work in works:
-                work.wait()
+            while works:
+                works.pop(0).wait()
         except RuntimeError as error:
             ranks = self.ranks if peer is None else (self.ranks[peer],)
             raise self.plane.explain(error, doing, ranks) from error
