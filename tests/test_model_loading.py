@@ -178,7 +178,7 @@ def test_head_dim_frees_the_hidden_size() -> None:
 def test_layer_types_must_fit_the_layers() -> None:
     gemma = {**LLAMA, "architectures": ["Gemma2ForCausalLM"]}
     assert "got 2 for 3 layers" in refusal({**gemma, "layer_types": ["full_attention"] * 2})
-    assert "got mamba" in refusal({**gemma, "layer_types": ["full_attention", "mamba", "full_attention"]})
+    assert "got 'mamba'" in refusal({**gemma, "layer_types": ["full_attention", "mamba", "full_attention"]})
     assert "layer_types must be a list, got 3" in refusal({**gemma, "layer_types": 3})
 
 

@@ -351,7 +351,7 @@ def test_a_pattern_that_is_no_regex_is_taken_literally(method: str) -> None:
                 "quant_method": "compressed-tensors",
                 "config_groups": {"g": {"weights": {"num_bits": 6, "type": "float"}}},
             },
-            "got 6 bit 'float' by tensor",
+            "got 6 bit 'float' by 'tensor'",
         ),
     ],
 )

@@ -145,7 +145,7 @@ class Config:
                 f"layer_types must name every layer, got {len(types)} for {self.num_layers} layers in "
                 f"{self.where}; leave layer_types out or correct num_hidden_layers"
             )
-        unknown = sorted({str(kind) for kind in types} - {layer_type, "full_attention"})
+        unknown = sorted({shown(kind) for kind in types if kind not in (layer_type, "full_attention")})
         if unknown:
             raise ModelError(
                 f"layer_types may hold full_attention and {layer_type}, got {', '.join(unknown)} in "

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Literal
 
 from pgplan.errors import ModelError
@@ -155,7 +156,9 @@ def _builder(config: Config, *, assume: str | None) -> tuple[str, Builder]:
     missing = [key for key in PLAIN_KEYS if config.get(key) is None]
     if assume == "llama" and not against and not missing:
         return "LlamaForCausalLM", _assume_llama
-    called = stated[0] if stated else "none (no architectures, no model_type)"
+    called = "none (no architectures, no model_type)"
+    if stated:
+        called = stated[0] if stated[0].isidentifier() else shown(stated[0])
     if assume == "llama":
         reason = f"has {', '.join(against)}" if against else f"lacks {', '.join(missing)}"
         raise ModelError(

@@ -194,7 +194,7 @@ def _group_storage(group: Config, plain: Storage) -> Storage:
     bits, kind, size = weights.size("num_bits"), weights.get("type"), weights.get("group_size")
     # "local" (NVFP4) computes the scales of blocks as they come, with a static one per tensor.
     static = activations is not None and activations.get("dynamic") is not True
-    strategy = weights.get("strategy") or ("group" if size else "tensor")
+    strategy = str(weights.get("strategy") or ("group" if size else "tensor"))
     block = {"tensor": (0, 0), "channel": (1, 0), "block": _block(weights, "block_structure") or (128, 128)}
     if kind == "float" and bits == 4:
         if size == 32:
@@ -202,7 +202,7 @@ def _group_storage(group: Config, plain: Storage) -> Storage:
         return storage.nvfp4(activations=activations is not None, plain=plain)
     if bits == 8 and strategy in block and (kind == "float" or activations is not None):
         make = storage.fp8 if kind == "float" else storage.int8
-        return make(block=block[str(strategy)], static=static)
+        return make(block=block[strategy], static=static)
     if kind == "int":
         return storage.weight_only_int(
             bits,
@@ -213,7 +213,7 @@ def _group_storage(group: Config, plain: Storage) -> Storage:
         )
     raise ModelError(
         f"weights of config_groups must be int, 8 bit float or 4 bit float, got {bits} bit {kind!r} by "
-        f"{strategy} in {group.where}; plan another checkpoint of the model"
+        f"{strategy!r} in {group.where}; plan another checkpoint of the model"
     )
 
 

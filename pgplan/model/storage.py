@@ -79,13 +79,18 @@ def weight_only_int(
     """Return integers of ``bits`` with a 16 bit scale per group of input features (-1: the whole row).
 
     Args:
-        bits: 4 or 8, also 2 and 3.
+        bits: 2 to 8.
         group: Input features per scale.
         zero_points: Whether each group has one, of ``bits`` (symmetric checkpoints need none: loaders
             drop the constant ones that GPTQ files carry).
         act_order: Whether input features are permuted, which keeps a 4 byte index for each.
         plain: The dtype that the product runs in.
+
+    Raises:
+        ModelError: If ``bits`` is not between 2 and 8.
     """
+    if not 2 <= bits <= 8:
+        raise ModelError(f"quantized integers must have 2 to 8 bits, got {bits}; correct quantization_config")
     return Storage(
         name=f"int{bits} per row" if group < 0 else f"int{bits} groups of {group}",
         bits=bits,
