@@ -340,6 +340,7 @@ def test_a_pattern_that_is_no_regex_is_taken_literally(method: str) -> None:
         ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size must be two sizes"),
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, "weight_block_size must be two sizes"),
         ({"quant_method": "gptq"}, "quantization_config of the given dict lacks bits"),
+        ({"quant_method": "gptq", "bits": 16}, "must have 2 to 8 bits, got 16"),
         (
             {"quant_method": "gptq", "bits": 4, "group_size": 0},
             "group_size must be a whole number of at least 1",

@@ -51,6 +51,11 @@ def test_active_parameters_count_the_visited_experts() -> None:
     assert layer.active_parameters == layer.parameters - parts["experts"] * 6 // 8
 
 
+def test_text_does_not_pass_the_vision_tower() -> None:
+    model = load_model("gemma-3-4b")
+    assert model.parameters - model.active_parameters == sum(weight.parameters for weight in model.towers)
+
+
 def test_digest_depends_on_the_structure_alone() -> None:
     model = load_model("llama-3.1-70b")
     assert load_model("llama-3.3-70b").digest == model.digest

@@ -274,8 +274,9 @@ class ModelSpec:
 
     @property
     def active_parameters(self) -> int:
-        """Count the parameters that one token passes through, embedding and head included."""
-        return self._outside_parameters + sum(layer.active_parameters for layer in self._each())
+        """Count the parameters that one token of text passes through, embedding and head included."""
+        towers = sum(weight.parameters for weight in self.towers)
+        return self._outside_parameters - towers + sum(layer.active_parameters for layer in self._each())
 
     @property
     def digest(self) -> str:
