@@ -3,8 +3,9 @@
     python benchmarks/metadata_plane.py --vllm-file .../vllm/distributed/utils.py
 
 Every worker holds one group of each implementation and goes through the same operations in turn, one
-repetition of each after the other, so that whatever else the machine does falls on all of them alike. The
-clock is the host's monotonic one, which all processes share:
+repetition of each after the other, so that whatever else the machine does falls on all of them alike. All
+ranks sleep until an agreed moment before each operation and for a while after it, so that what is measured
+shares the cores with nothing but itself. The clock is the host's monotonic one, which all processes share:
 
     create      first rank's start -> last rank's end (socket pairs exist before the workers do)
     barrier     last arrival -> last departure
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -44,6 +46,7 @@ from pgplan.distributed.bootstrap import sockets_variable  # noqa: E402
 
 OURS, TCP, TCP_OPEN, VLLM = "pgplan sockets", "pgplan TCP", "pgplan TCP, no token", "vLLM"
 SIZES = {"100 B": 100, "1 MiB": 1 << 20, "32 MiB": 32 << 20}
+SETTLE_S = 0.0005  # per rank
 Row = tuple[str, str, int]
 Operation = Callable[[Any, Any], None]
 
@@ -117,11 +120,7 @@ def worker(job: dict[str, Any]) -> None:
         taken: dict[str, list[float]] = {name: [] for name in groups}
         for repetition in range(repetitions + 1):
             for name, group in groups.items():
-                sync.barrier(timeout=600)
-                start_s = time.monotonic()
-                function(group, obj)
-                end_s = time.monotonic()
-                spans = sync.all_gather_obj((start_s, end_s))
+                spans = timed(sync, functools.partial(function, group, obj))
                 if repetition:  # the first one warms up
                     taken[name].append(elapsed_s(operation, spans))
                 if name == VLLM:
@@ -137,6 +136,18 @@ def worker(job: dict[str, Any]) -> None:
         if name != VLLM:
             group.close()
     sync.close()
+
+
+def timed(sync: StatelessProcessGroup, work: Callable[[], Any]) -> list[tuple[float, float]]:
+    """Return when each rank started and ended ``work``, begun together and with nothing beside it."""
+    settle_s = SETTLE_S * sync.world_size
+    begin_s = sync.broadcast_obj(time.monotonic() + settle_s, 0)
+    time.sleep(max(0.0, begin_s - time.monotonic()))
+    start_s = time.monotonic()
+    work()
+    end_s = time.monotonic()
+    time.sleep(settle_s)
+    return sync.all_gather_obj((start_s, end_s))
 
 
 def make_groups(sync: StatelessProcessGroup, job: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
@@ -161,12 +172,14 @@ def make_groups(sync: StatelessProcessGroup, job: dict[str, Any]) -> tuple[dict[
         makers[VLLM] = lambda: vllm.StatelessProcessGroup.create(
             "127.0.0.1", job["ports"][VLLM], rank, ranks, listen_socket=listeners.get(VLLM)
         )
-    groups, medians = {}, []
-    for name, make in makers.items():
-        sync.barrier(timeout=600)
-        start_s = time.monotonic()
+
+    def build(groups: dict[str, Any], name: str, make: Callable[[], Any]) -> None:
         groups[name] = make()
-        spans = sync.all_gather_obj((start_s, time.monotonic()))
+
+    groups: dict[str, Any] = {}
+    medians = []
+    for name, make in makers.items():
+        spans = timed(sync, functools.partial(build, groups, name, make))
         medians.append(("create", "", ranks, name, elapsed_s("create", spans), 1))
     return groups, medians
 

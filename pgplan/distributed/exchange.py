@@ -46,7 +46,7 @@ class Exchange:
 
     # Sending -------------------------------------------------------------------------------------------
 
-    def message(self, kind: Kind, obj: object, *, readers: int = 1) -> Message:
+    def message(self, kind: int, obj: object, *, readers: int = 1) -> Message:
         """Return ``obj`` as a message within the limit."""
         head, buffers = codec.encode(obj, allow_pickle=self._limits.allow_pickle)
         message = Message(kind, head, buffers, readers=readers)
@@ -100,12 +100,12 @@ class Exchange:
 
     # Receiving -----------------------------------------------------------------------------------------
 
-    def take(self, kind: Kind, src: int) -> Any:
+    def take(self, kind: int, src: int) -> Any:
         """Return the next object of this kind from ``src``, waiting for it if need be."""
         parcel = self.take_parcel(kind, src)
         return self.open(parcel.head, parcel.body, src)
 
-    def take_parcel(self, kind: Kind, src: int) -> Parcel:
+    def take_parcel(self, kind: int, src: int) -> Parcel:
         """Return the next message of this kind from ``src``, still encoded."""
         self.wait_for(kind, [src])
         parcel = self._inbox(src).take(kind)
@@ -126,7 +126,7 @@ class Exchange:
         except MessageError as error:
             raise MessageError(f"from rank {src}: {error}") from error
 
-    def wait_for(self, kind: Kind, ranks: Sequence[int]) -> None:
+    def wait_for(self, kind: int, ranks: Sequence[int]) -> None:
         """Wait until each of ``ranks`` has sent something of this kind that is not read yet."""
         silent = [r for r in ranks if not self._inbox(r).has(kind)]
         if not silent:

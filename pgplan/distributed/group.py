@@ -70,6 +70,7 @@ class StatelessProcessGroup:
         self._exchange = Exchange(self._mesh, limits)
         for peer, parcel in early:
             barriers.note(peer, parcel.kind, parcel.number)
+        self._closed = False
         self._finalizer = weakref.finalize(self, self._mesh.leave)
         self._finalizer.atexit = False  # the mesh sees to that itself, and knows why the program ends
 
@@ -316,8 +317,9 @@ class StatelessProcessGroup:
         Raises:
             GroupTimeoutError: Some peers had no room for ``store_timeout`` seconds; they are named.
         """
-        if self._finalizer.detach() is None:
+        if self._closed:
             return
+        self._closed = self._finalizer.detach() is not None
         if short := self._mesh.leave(linger_s=self.store_timeout):
             raise GroupTimeoutError(
                 f"rank {self.rank} left after {self.store_timeout:g} s with messages that found no room at "
@@ -332,18 +334,19 @@ class StatelessProcessGroup:
     ) -> None:
         if kind is None:
             self.close()
-        elif self._finalizer.detach() is not None:
+        elif not self._closed:
+            self._closed = self._finalizer.detach() is not None
             # The others' waits shall end with the reason, not pass as if this rank were done.
             self._mesh.leave(f"it left after {kind.__name__}: {error}")
 
     def __repr__(self) -> str:
-        state = "" if self._finalizer.alive else ", closed"
+        state = ", closed" if self._closed else ""
         return f"StatelessProcessGroup(rank={self.rank}, world_size={self.world_size}{state})"
 
     # Within --------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if not self._finalizer.alive:
+        if self._closed:
             raise GroupError(f"rank {self.rank} has closed this group; make another one")
 
     def _checked(self, rank: int, name: str) -> int:

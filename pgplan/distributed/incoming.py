@@ -10,7 +10,6 @@ import array
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pgplan.distributed.memory_files import open_file
@@ -51,7 +50,7 @@ class Incoming:
         self.ended: str | None = None
         self._socket = sock
         self._passes_files = sock.family == socket.AF_UNIX
-        self._max_message_bytes = max_message_bytes
+        self._max_bytes = max_message_bytes
         self._seal = seal
         self._clock_offset_s = clock_offset_s
         self._unparsed = b""
@@ -61,122 +60,118 @@ class Incoming:
         self._digest = b""
         self._filled_bytes = 0
 
-    def receive(self) -> Iterator[Parcel]:
-        """Yield the frames that have arrived; note the end of the connection in ``ended``.
+    def receive(self) -> list[Parcel]:
+        """Return the frames that have arrived; note the end of the connection in ``ended``.
 
-        Raises:
-            MessageError: The peer broke the protocol or sent more than the limit. The connection has
-                ended then.
+        A peer that breaks the protocol or sends more than the limit is not listened to any more.
         """
-        while self.ended is None:
+        parcels: list[Parcel] = []
+        more = self.ended is None
+        while more:
             try:
-                data, more = self._read()
-                yield from self._parse(data)
+                more = self._fill(parcels) if self._partial is not None else self._read(parcels)
             except (BlockingIOError, InterruptedError):
-                return
+                break
             except OSError as error:
-                self.ended = f"its connection broke ({error.strerror})"
-                return
+                more, self.ended = False, f"its connection broke ({error.strerror})"
             except MessageError as error:
-                self.ended = f"it sent what cannot be trusted: {error}"
-                raise
-            if not more:
-                return
+                more, self.ended = False, f"it sent what cannot be trusted: {error}"
+        return parcels
 
-    def _read(self) -> tuple[bytes, bool]:
-        """Return what the socket holds and whether it may hold more; a body is read where it belongs."""
-        if self._partial is not None and self._partial.body is not None:
-            rest = self._partial.body[self._filled_bytes :]
-            received = self._socket.recv_into(rest)
-            self._filled_bytes += received
-            data, more = b"", received == len(rest)
+    def _read(self, parcels: list[Parcel]) -> bool:
+        """Read frames and return whether there may be more to read."""
+        if self._passes_files:
+            data, ancillary, flags, _ = self._socket.recvmsg(_READ_BYTES, _DESCRIPTOR_SPACE, _CLOSE_ON_EXEC)
+            if ancillary or flags & _TRUNCATED:
+                self._keep_files(ancillary, flags)
         else:
-            data = self._read_with_files() if self._passes_files else self._socket.recv(_READ_BYTES)
-            received, more = len(data), len(data) == _READ_BYTES
-        if not received:
+            data = self._socket.recv(_READ_BYTES)
+        if not data:
             self.ended = "its connection closed without a goodbye"
-        return data, more and self.ended is None
+            return False
+        full = len(data) == _READ_BYTES
+        self._unparsed = self._parse(self._unparsed + data if self._unparsed else data, parcels)
+        return full or self._partial is not None
 
-    def _read_with_files(self) -> bytes:
-        data, ancillary, flags, _ = self._socket.recvmsg(_READ_BYTES, _DESCRIPTOR_SPACE, _CLOSE_ON_EXEC)
+    def _fill(self, parcels: list[Parcel]) -> bool:
+        """Read on into the body of a frame under way and return whether there may be more to read."""
+        parcel = self._partial
+        if parcel is None or parcel.body is None:
+            return False
+        received = self._socket.recv_into(parcel.body[self._filled_bytes :])
+        if not received:
+            self.ended = "its connection closed in the middle of a message"
+            return False
+        self._filled_bytes += received
+        return self._finish(parcel, parcels)
+
+    def _keep_files(self, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
         for _, _, content in ancillary:
             descriptors = array.array("i")
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
             self._descriptors.extend(descriptors)
         if flags & _TRUNCATED:
             raise MessageError("its memory file was lost, as this process has no descriptor left")
-        return data
 
-    def _parse(self, data: bytes) -> Iterator[Parcel]:
-        """Yield the frames that ``data`` completes and keep what is left of it."""
-        if self._partial is not None:
-            yield from self._finish()
-            return
-        data = self._unparsed + data if self._unparsed else data
-        start = 0
-        while (prologue_bytes := self._prologue_bytes(data, start)) is not None:
-            parcel, in_file = self._open(data, start, start + prologue_bytes)
-            start += prologue_bytes
-            if parcel.body is None or in_file:
-                yield parcel
-                continue
-            here = data[start : start + len(parcel.body)]
-            parcel.body[: len(here)] = here
-            self._partial, self._filled_bytes = parcel, len(here)
-            start += len(here)
-            yield from self._finish()
-            if self._partial is not None:
+    def _parse(self, data: bytes, parcels: list[Parcel]) -> bytes:
+        """Append the frames at the start of ``data`` and return what is left of it."""
+        start, seal = 0, self._seal
+        while len(data) - start >= HEADER.size:
+            magic, kind, flags, head_bytes, body_bytes, number, sent_s = HEADER.unpack_from(data, start)
+            inline_bytes = 0 if flags & HEAD_IN_BODY else head_bytes
+            if magic != MAGIC or inline_bytes > INLINE_BYTES or inline_bytes + body_bytes > self._max_bytes:
+                raise MessageError(self._complaint(magic, inline_bytes, body_bytes))
+            head_start = start + HEADER.size
+            head_stop = stop = head_start + inline_bytes
+            if seal is not None:
+                stop += seal.signature_bytes(body_bytes)
+            if stop > len(data):
                 break
-        self._unparsed = data[start:]
+            if seal is not None:
+                self._digest = seal.check(data[start:head_stop], data[head_stop:stop])
+            body = self._body(flags, head_bytes, body_bytes) if body_bytes else None
+            sent_s -= self._clock_offset_s
+            parcel = Parcel(kind, number, sent_s, data[head_start:head_stop], head_bytes, body)
+            start = stop
+            if body is None or flags & BODY_IN_FILE:
+                parcels.append(parcel)
+                continue
+            here = data[start : start + body_bytes]
+            body[: len(here)] = here
+            self._filled_bytes = len(here)
+            start += len(here)
+            if not self._finish(parcel, parcels):
+                break
+        return data[start:]
 
-    def _prologue_bytes(self, data: bytes, start: int) -> int | None:
-        """Return the size of header, head and signature at ``start``; None while they are incomplete."""
-        if len(data) - start < HEADER.size:
-            return None
-        magic, _, flags, head_bytes, body_bytes, _, _ = HEADER.unpack_from(data, start)
-        inline_bytes = 0 if flags & HEAD_IN_BODY else head_bytes
-        if (
-            magic != MAGIC
-            or inline_bytes > INLINE_BYTES
-            or (flags & HEAD_IN_BODY and head_bytes > body_bytes)
-        ):
-            raise MessageError("a frame does not begin with a header of this protocol")
-        if (total := inline_bytes + body_bytes) > self._max_message_bytes:
-            raise MessageError(
-                f"a message has {total:,} bytes but max_message_bytes is {self._max_message_bytes:,} here; "
-                "give every rank the same limit"
-            )
-        size = HEADER.size + inline_bytes
-        if self._seal is not None:
-            size += self._seal.signature_bytes(body_bytes)
-        return size if len(data) - start >= size else None
+    def _complaint(self, magic: bytes, inline_bytes: int, body_bytes: int) -> str:
+        if magic != MAGIC or inline_bytes > INLINE_BYTES:
+            return "a frame does not begin with a header of this protocol"
+        return (
+            f"a message has {inline_bytes + body_bytes:,} bytes but max_message_bytes is "
+            f"{self._max_bytes:,} here; give every rank the same limit"
+        )
 
-    def _open(self, data: bytes, start: int, stop: int) -> tuple[Parcel, bool]:
-        """Return the frame whose prologue is ``data[start:stop]``, its body still empty or in a file."""
-        _, kind, flags, head_bytes, body_bytes, number, sent_s = HEADER.unpack_from(data, start)
-        head_stop = start + HEADER.size + (0 if flags & HEAD_IN_BODY else head_bytes)
-        if self._seal is not None:
-            self._digest = self._seal.check(data[start:head_stop], data[head_stop:stop])
-        body = None
-        if flags & BODY_IN_FILE:
-            if not self._descriptors:
-                raise MessageError("a frame speaks of a memory file that did not come with it")
-            body = open_file(self._descriptors.popleft(), body_bytes)
-        elif body_bytes:
-            body = memoryview(bytearray(body_bytes))
-        head = data[start + HEADER.size : head_stop]
-        parcel = Parcel(kind, number, sent_s - self._clock_offset_s, head, head_bytes, body)
-        return parcel, bool(flags & BODY_IN_FILE)
+    def _body(self, flags: int, head_bytes: int, body_bytes: int) -> memoryview:
+        """Return the body that came as a file, or room for the one that follows in the stream."""
+        if flags & HEAD_IN_BODY and head_bytes > body_bytes:
+            raise MessageError("a frame's body is smaller than the head that it should hold")
+        if not flags & BODY_IN_FILE:
+            return memoryview(bytearray(body_bytes))
+        if not self._descriptors:
+            raise MessageError("a frame speaks of a memory file that did not come with it")
+        return open_file(self._descriptors.popleft(), body_bytes)
 
-    def _finish(self) -> Iterator[Parcel]:
-        """Yield the frame under way once its body is whole."""
-        parcel = self._partial
-        if parcel is None or parcel.body is None or self._filled_bytes < len(parcel.body):
-            return
-        if self._seal is not None:
-            self._seal.check_body(parcel.body, self._digest)
+    def _finish(self, parcel: Parcel, parcels: list[Parcel]) -> bool:
+        """Append the frame if its body is whole; keep it as the one under way otherwise."""
+        if parcel.body is not None and self._filled_bytes < len(parcel.body):
+            self._partial = parcel
+            return False
         self._partial = None
-        yield parcel
+        if self._seal is not None and parcel.body is not None:
+            self._seal.check_body(parcel.body, self._digest)
+        parcels.append(parcel)
+        return True
 
     def close(self) -> None:
         """Give back what arrived and was never taken."""

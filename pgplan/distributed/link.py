@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pgplan.distributed.incoming import Incoming
 from pgplan.distributed.outgoing import Outgoing
 from pgplan.distributed.wire import Kind, Message, Parcel
-from pgplan.errors import MessageError
 
 if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
@@ -23,17 +21,17 @@ class Inbox:
     """Keep what one rank sent until it is read: in order, per kind."""
 
     def __init__(self) -> None:
-        self._parcels: dict[int, deque[Parcel]] = {}
+        self._parcels: list[deque[Parcel]] = [deque() for _ in range(Kind.ARRIVED)]
 
     def put(self, parcel: Parcel) -> None:
         """Add what has arrived."""
-        self._parcels.setdefault(parcel.kind, deque()).append(parcel)
+        self._parcels[parcel.kind].append(parcel)
 
-    def has(self, kind: Kind) -> bool:
+    def has(self, kind: int) -> bool:
         """Return whether something of this kind waits to be read."""
-        return bool(self._parcels.get(kind))
+        return bool(self._parcels[kind])
 
-    def take(self, kind: Kind) -> Parcel:
+    def take(self, kind: int) -> Parcel:
         """Return the oldest of this kind."""
         return self._parcels[kind].popleft()
 
@@ -43,7 +41,7 @@ class Inbox:
         The empty parcels stay, so that their readers learn what happened.
         """
         freed_bytes = 0
-        for parcels in self._parcels.values():
+        for parcels in self._parcels:
             for index, parcel in enumerate(parcels):
                 if parcel.sent_s >= sent_s:
                     break
@@ -89,31 +87,26 @@ class Link:
         self._outgoing.send(message)
         self.unread_bytes += message.charge_bytes
 
-    def tell(self, kind: Kind, number: int = 0, content: bytes = b"") -> None:
+    def tell(self, kind: int, number: int = 0, content: bytes = b"") -> None:
         """Send a frame of the group's own business; a peer that has gone does not mind."""
         self._outgoing.send(Message(kind, content), number)
 
-    def receive(self) -> Iterator[Parcel]:
-        """Yield the frames that have arrived, except those that concern the link alone.
-
-        Raises:
-            MessageError: The peer broke the protocol; the link is lost.
-        """
-        try:
-            for parcel in self._incoming.receive():
-                if parcel.kind == Kind.CREDIT:
-                    self.unread_bytes -= parcel.number
-                elif parcel.kind == Kind.GOODBYE:
-                    self._part(bytes(parcel.head).decode(errors="replace"))
-                elif parcel.kind < Kind.ARRIVED:
-                    self.inbox.put(parcel)
-                else:
-                    yield parcel
-        except MessageError as error:
-            self.lost = self._incoming.ended
-            raise MessageError(f"rank {self.rank}: {error}") from error
+    def receive(self) -> list[Parcel]:
+        """Keep the objects that have arrived and return the frames that concern the whole group."""
+        business = []
+        for parcel in self._incoming.receive():
+            kind = parcel.kind
+            if kind < Kind.ARRIVED:
+                self.inbox.put(parcel)
+            elif kind == Kind.CREDIT:
+                self.unread_bytes -= parcel.number
+            elif kind == Kind.GOODBYE:
+                self._part(bytes(parcel.head).decode(errors="replace"))
+            else:
+                business.append(parcel)
         if self._incoming.ended and not self.left:
             self.lost = self.lost or self._incoming.ended
+        return business
 
     def _part(self, reason: str) -> None:
         """Note a goodbye: without a reason the peer has left, with one it has failed."""

@@ -1,6 +1,6 @@
 """Wait on the links of one rank: the only place where the metadata plane ever blocks.
 
-Every wait is one ``poll`` over all links. It ends when what it waits for is there, at its limit, or as soon
+Every wait is one ``epoll`` over all links. It ends when what it waits for is there, at its limit, or as soon
 as any peer is lost: a group that has lost a member cannot finish what it is about, and the ranks that do
 not talk to the dead one should learn its name too, not that of the next one to fail.
 """
@@ -8,7 +8,6 @@ not talk to the dead one should learn its name too, not that of the next one to 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import select
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from pgplan.distributed.link import Link
 from pgplan.distributed.wire import Kind, Parcel
-from pgplan.errors import MessageError, PeerLostError
+from pgplan.errors import PeerLostError
 
 # How long the exit of an interpreter may wait for messages that its peers have no room for.
 EXIT_LINGER_S = 30.0
@@ -39,15 +38,16 @@ class Mesh:
         self.rank = rank
         self._on_parcel = on_parcel
         self._anyone_lost = False
-        self._poll = select.poll()
+        self._epoll = select.epoll()
         self._by_descriptor = {link.socket.fileno(): link for link in self.links.values()}
         for descriptor in self._by_descriptor:
-            self._poll.register(descriptor, select.POLLIN)
+            self._epoll.register(descriptor, select.EPOLLIN)
+        self._present = sorted([rank, *links])
         _open.add(self)
 
     def present(self) -> list[int]:
         """Return the ranks that have not left, in order, this one among them."""
-        return sorted([self.rank, *(link.rank for link in self.links.values() if not link.left)])
+        return self._present
 
     def raise_if_lost(self, doing: str) -> None:
         """Raise PeerLostError if any peer is lost, naming all that are."""
@@ -58,18 +58,20 @@ class Mesh:
 
     def pump(self, timeout_s: float) -> None:
         """Take in what arrives, waiting at most ``timeout_s`` for the first of it."""
-        for descriptor, _ in self._poll.poll(max(0.0, timeout_s) * 1000):
+        for descriptor, _ in self._epoll.poll(max(0.0, timeout_s)):
             link = self._by_descriptor[descriptor]
-            try:
-                for parcel in link.receive():
-                    self._on_parcel(link.rank, parcel)
-            finally:
-                if link.ended:
-                    self._poll.unregister(descriptor)
-                self._anyone_lost = self._anyone_lost or link.lost is not None
+            for parcel in link.receive():
+                self._on_parcel(link.rank, parcel)
+            if link.left and link.rank in self._present:
+                self._present = [r for r in self._present if r != link.rank]
+            if link.ended:
+                self._epoll.unregister(descriptor)
+            self._anyone_lost = self._anyone_lost or link.lost is not None
 
-    def wait(self, done: Callable[[], bool], *, doing: str, deadline_s: float) -> bool:
+    def wait(self, done: Callable[[], bool], *, doing: Callable[[], str], deadline_s: float) -> bool:
         """Pump until ``done()`` or the deadline (on the monotonic clock); return whether it is done.
+
+        ``doing()`` says, in an error, what this rank was about.
 
         Raises:
             PeerLostError: A peer is lost and ``done()`` does not hold.
@@ -79,7 +81,7 @@ class Mesh:
                 self.pump(0.0)  # what the others sent before may be what is waited for
                 if done():
                     return True
-                self.raise_if_lost(doing)
+                self.raise_if_lost(doing())
             remaining_s = deadline_s - time.monotonic()
             if remaining_s <= 0:
                 return False
@@ -102,8 +104,7 @@ class Mesh:
         pause_s = 0.0
         while (short := self._undelivered()) and time.monotonic() < deadline_s:
             # Their output may wait for this rank to take in its own, which nobody will read any more.
-            with contextlib.suppress(MessageError):
-                self.pump(pause_s)
+            self.pump(pause_s)
             pause_s = min(0.01, 2 * pause_s + 0.0002)
         self.close()
         return short
@@ -118,6 +119,7 @@ class Mesh:
     def close(self) -> None:
         """Close every link."""
         _open.discard(self)
+        self._epoll.close()
         for link in self.links.values():
             link.close()
 

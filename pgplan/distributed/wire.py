@@ -12,7 +12,6 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from enum import IntEnum
 from typing import NamedTuple
 
 from pgplan.distributed.memory_files import sealed_file
@@ -36,8 +35,11 @@ _FILE_BYTES = 8 << 20
 _MAX_PARTS = 64
 
 
-class Kind(IntEnum):
-    """Name what a frame is for: objects of the user below 16, the group's own business above."""
+class Kind:
+    """Name what a frame is for: objects of the user below ARRIVED, the group's own business from there on.
+
+    Plain integers, as every frame is looked at.
+    """
 
     OBJECT = 1
     BROADCAST = 2
@@ -100,7 +102,7 @@ class Message:
     )
 
     def __init__(
-        self, kind: Kind, head: bytes = b"", buffers: Sequence[memoryview] = (), *, readers: int = 1
+        self, kind: int, head: bytes = b"", buffers: Sequence[memoryview] = (), *, readers: int = 1
     ) -> None:
         self.kind, self.readers = kind, readers
         self.head, self.head_bytes, self.flags = head, len(head), 0
