@@ -78,6 +78,11 @@ def test_dense_activation_peak_by_hand() -> None:
 def test_rotary_tables_are_shared_by_equal_layers() -> None:
     # 131072 positions * 128 * 2 bytes = 32 MiB for Llama 3.1.
     assert sizes.rotary_table_bytes(LLAMA_70B, frozenset({0}), element_bytes=2) == 32 << 20
+    # Gemma 3 has one base for windows and one for full attention: two tables of 131072 * 128 * 2 bytes.
+    gemma = pg.load_model("gemma-3-27b")
+    both = sizes.rotary_table_bytes(gemma, frozenset(range(len(gemma.kinds))), element_bytes=2)
+    one = sizes.rotary_table_bytes(gemma, frozenset({0}), element_bytes=2)
+    assert both == 2 * one == 2 * 131_072 * 128 * 2
 
 
 def test_decode_of_a_layer_is_bound_by_its_bytes() -> None:

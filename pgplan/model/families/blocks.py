@@ -84,8 +84,11 @@ class Heads:
             )
         return cls(hidden=hidden, q=q, kv=kv, dim=dim or hidden // q)
 
-    def spec(self, window: int | None = None) -> AttentionSpec:
-        """Return what the layer keeps per token; ``window`` in tokens, ``None`` for full attention."""
+    def spec(self, window: int | None = None, *, rope_theta: float = 0.0) -> AttentionSpec:
+        """Return what the layer keeps per token; ``window`` in tokens, ``None`` for full attention.
+
+        ``rope_theta`` matters only where layers differ in it: each base has a rotary table of its own.
+        """
         return AttentionSpec(
             kind="sliding" if window else "full",
             q_heads=self.q,
@@ -93,6 +96,7 @@ class Heads:
             head_dim=self.dim,
             v_head_dim=self.dim,
             window=window,
+            rope_theta=rope_theta,
         )
 
 

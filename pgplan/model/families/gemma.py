@@ -19,6 +19,10 @@ _GEMMA3 = {
 }
 
 
+# Bases of the rotary positions of Gemma 3; no published file changes the classes' values.
+_WINDOW_BASE, _FULL_BASE = 10_000.0, 1_000_000.0
+
+
 def build_gemma2(config: Config) -> ModelSpec:
     """Build ``Gemma2ForCausalLM``: layers 0, 2, 4, ... have a window."""
     config = config.with_defaults(_GEMMA2)
@@ -30,7 +34,7 @@ def build_gemma3(config: Config) -> ModelSpec:
     """Build ``Gemma3ForCausalLM`` (text only): all but every 6th layer have a window."""
     config = config.with_defaults(_GEMMA3)
     config.require(*PLAIN_KEYS)
-    return _gemma(config, _gemma3_windows(config), qk_norm="head")
+    return _gemma(config, _gemma3_windows(config), qk_norm="head", two_bases=True)
 
 
 def build_gemma3_multimodal(config: Config) -> ModelSpec:
@@ -42,6 +46,7 @@ def build_gemma3_multimodal(config: Config) -> ModelSpec:
         text,
         _gemma3_windows(text),
         qk_norm="head",
+        two_bases=True,
         towers=(*towers, *_projector(towers[0].rows, text.size("hidden_size"))),
         notes=tower_notes(config),
     )
@@ -65,6 +70,7 @@ def _gemma(
     windows: tuple[int | None, ...],
     *,
     qk_norm: Literal["head"] | None = None,
+    two_bases: bool = False,
     towers: tuple[Weight, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> ModelSpec:
@@ -72,8 +78,9 @@ def _gemma(
     intermediate = config.size("intermediate_size")
 
     def layer(window: int | None) -> LayerSpec:
+        base = (_WINDOW_BASE if window else _FULL_BASE) if two_bases else 0.0
         return LayerSpec(
-            attention=heads.spec(window),
+            attention=heads.spec(window, rope_theta=base),
             weights=(
                 norm("input_layernorm", heads.hidden),
                 *attention(heads, bias=bias, out_bias=bias, qk_norm=qk_norm),
