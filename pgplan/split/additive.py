@@ -62,8 +62,9 @@ def minimise_max_additive(
 
 def _as_integers(values: Sequence[float]) -> tuple[list[int], int]:
     """Return integers and the power of two by which they exceed the values, exactly."""
-    integers = set(map(type, values)) == {int}
-    if min(values) < 0 or not (integers or isfinite(sum(values))):
+    total = sum(values)
+    integers = isinstance(total, int)
+    if min(values) < 0 or not (integers or isfinite(total)):
         # The sum shows an infinity or a NaN; where it is only too large, every value passes.
         for value in values:
             if not (isfinite(value) and value >= 0):
@@ -86,36 +87,30 @@ def _least_bottleneck(prefix: list[int], largest: int, num_stages: int) -> int:
     """Return the least ``bound`` such that the layers split into stages of at most ``bound`` each.
 
     ``low`` is a lower bound at every moment, ``high`` is attained by some split; they meet at the answer.
+    ``nearest`` and ``furthest`` are the cuts found at bounds below ``low`` and at ``high``: what is cut at a
+    bound in between lies between them, so that each bisection is shorter than the one before.
+
+    Filling each stage up to the bound is right, since cutting later never leaves more for the stages after,
+    and ``bound`` is at least the largest layer. One layer per stage needs no care: a split that fits into
+    fewer stages can be cut further without raising its slowest stage.
     """
     low = max(largest, -(-prefix[-1] // num_stages))
     high = low + largest
+    last = len(prefix) - 1
+    nearest, furthest = [0] * num_stages, [last] * num_stages
     while low < high:
-        bound = (low + high) // 2
-        fits, next_bound = _probe(prefix, bound, num_stages)
-        if fits:
-            high = next_bound
-        else:
-            low = next_bound
-    return low
-
-
-def _probe(prefix: list[int], bound: int, num_stages: int) -> tuple[bool, int]:
-    """Fill each stage up to the bound, first to last; ``bound`` is at least the largest layer.
-
-    Greedy is right here: cutting later never leaves more for the stages after. One layer per stage needs no
-    care: a split that fits into fewer stages can be cut further without raising its slowest stage.
-
-    Returns:
-        True and the slowest stage found, or False and the least larger bound with which some stage would have
-        taken one layer more (no bound in between changes any choice).
-    """
-    last, stop, cuts = len(prefix) - 1, 0, [0]
-    for _ in range(num_stages):
-        stop = bisect_right(prefix, prefix[stop] + bound, stop) - 1
-        cuts.append(stop)
+        bound, stop, cuts = (low + high) // 2, 0, []
+        for before, beyond in zip(nearest, furthest, strict=True):
+            stop = bisect_right(prefix, prefix[stop] + bound, before, beyond + 1) - 1
+            cuts.append(stop)
         if stop == last:
-            return True, max(prefix[b] - prefix[a] for a, b in pairwise(cuts))
-    return False, min(prefix[b + 1] - prefix[a] for a, b in pairwise(cuts))
+            high = max(prefix[b] - prefix[a] for a, b in pairwise((0, *cuts)))
+            furthest = cuts
+        else:
+            # Up to the least bound with which some stage takes one layer more, every cut stays as it is.
+            low = min(prefix[b + 1] - prefix[a] for a, b in pairwise((0, *cuts)))
+            nearest = cuts
+    return low
 
 
 def _even_cuts(prefix: list[int], bound: int, num_stages: int) -> list[int]:

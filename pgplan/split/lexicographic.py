@@ -13,7 +13,7 @@ Lists are tuples of negated costs in ascending order, so the *greater* tuple is 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from pgplan.split.ranges import RangeTable
@@ -82,17 +82,23 @@ def improve_path(table: RangeTable, path: list[int]) -> list[int]:
 
 
 def _best_cut(table: RangeTable, stage: int, start: int, cut: int, stop: int) -> int:
-    def pair(at: int) -> tuple[float, float]:
-        left, right = table.cost(stage - 1, start, at), table.cost(stage, at, stop)
-        return max(left, right), min(left, right)
+    """Return the best cut before a stage while its neighbours stay; on a tie the present one."""
 
-    low, high = start + 1, stop - 1
-    while low < high:
-        middle = (low + high) // 2
-        if table.cost(stage - 1, start, middle) < table.cost(stage, middle, stop):
-            low = middle + 1
-        else:
-            high = middle
-    candidates = (at for at in (low - 1, low) if start < at < stop)
-    best = min(candidates, key=pair)
-    return best if pair(best) < pair(cut) else cut
+    def left(at: int) -> float:
+        return table.cost(stage - 1, start, at)
+
+    def right(at: int) -> float:
+        return table.cost(stage, at, stop)
+
+    def pair(at: int) -> list[float]:
+        return sorted((left(at), right(at)), reverse=True)
+
+    cuts = range(start + 1, stop)
+    crossing = bisect_left(cuts, True, key=lambda at: left(at) >= right(at))
+    candidates = [cut]
+    # On either side of the crossing the slower stage may cost the same for several cuts: the furthest wins.
+    if crossing < len(cuts):
+        candidates.append(cuts[bisect_right(cuts, left(cuts[crossing]), key=left) - 1])
+    if crossing > 0:
+        candidates.append(cuts[bisect_left(cuts, -right(cuts[crossing - 1]), key=lambda at: -right(at))])
+    return min(candidates, key=pair)

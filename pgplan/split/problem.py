@@ -45,6 +45,12 @@ class SplitProblem:
                     f"{name} has {len(values)} entries but there are {self.num_stages} stages; "
                     f"give one per stage"
                 )
+        for stage, pin in enumerate(self.pins or ()):
+            if pin is not None and pin < 1:
+                raise SplitError(
+                    f"every stage needs at least one layer but stage {stage} is pinned to {pin}; "
+                    "pin 1 or more, or leave it free with None"
+                )
         for cut in self.forbidden_cuts:
             if not 0 < cut < self.num_layers:
                 raise SplitError(
