@@ -89,6 +89,8 @@ def decode(
 class _Encoder:
     """Collect the buffers of one message while msgpack walks it."""
 
+    __slots__ = ("_allow_pickle", "_depth", "_offset", "buffers")
+
     def __init__(self, *, allow_pickle: bool) -> None:
         self.buffers: list[memoryview] = []
         self._offset = 0
@@ -173,6 +175,8 @@ class _Encoder:
 
 class _Decoder:
     """Rebuild one message; array contents view its body."""
+
+    __slots__ = ("_allow_pickle", "_body", "_depth")
 
     def __init__(self, body: memoryview | None, *, allow_pickle: bool) -> None:
         self._body = memoryview(b"") if body is None else body

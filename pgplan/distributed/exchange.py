@@ -90,12 +90,12 @@ class Exchange:
         limits = self._limits
         if not self.mesh.wait(
             lambda: link.unread_bytes < limits.max_unread_bytes or link.left,
-            doing=f"sending to rank {link.rank}",
+            doing=lambda: f"sending to rank {link.rank}",
             deadline_s=time.monotonic() + limits.store_timeout,
         ):
             raise GroupTimeoutError(
-                f"rank {link.rank} has {link.unread_bytes:,} bytes from rank {self.mesh.rank} unread, and had "
-                f"for {limits.store_timeout:g} s; max_unread_bytes is {limits.max_unread_bytes:,}"
+                f"rank {link.rank} has {link.unread_bytes:,} bytes from rank {self.mesh.rank} unread, "
+                f"and had for {limits.store_timeout:g} s; max_unread_bytes is {limits.max_unread_bytes:,}"
             )
 
     # Receiving -----------------------------------------------------------------------------------------
@@ -107,8 +107,10 @@ class Exchange:
 
     def take_parcel(self, kind: int, src: int) -> Parcel:
         """Return the next message of this kind from ``src``, still encoded."""
-        self.wait_for(kind, [src])
-        parcel = self._inbox(src).take(kind)
+        inbox = self._inbox(src)
+        if not inbox.has(kind):
+            self.wait_for(kind, [src])
+        parcel = inbox.take(kind)
         if src != self.mesh.rank:
             self.mesh.links[src].read(parcel.content_bytes + OVERHEAD_BYTES)
         age_s = time.monotonic() - parcel.sent_s
@@ -131,8 +133,8 @@ class Exchange:
         silent = [r for r in ranks if not self._inbox(r).has(kind)]
         if not silent:
             return
-        me, what = self.mesh.rank, _WHAT.get(kind, "its part of a gathering")
-        links = self.mesh.links
+        me, links = self.mesh.rank, self.mesh.links
+        what = _WHAT.get(kind, "its part of a gathering")
 
         def heard_or_left() -> bool:
             while silent and self._inbox(silent[-1]).has(kind):
@@ -141,9 +143,11 @@ class Exchange:
 
         self.mesh.wait(
             heard_or_left,
-            doing=f"waiting for {what} from {name_ranks(silent)}",
+            doing=lambda: f"waiting for {what} from {name_ranks(silent)}",
             deadline_s=time.monotonic() + self._limits.store_timeout,
         )
+        if not silent:
+            return
         silent = [r for r in silent if not self._inbox(r).has(kind)]
         if left := [r for r in silent if r != me and links[r].left]:
             raise PeerLostError(
