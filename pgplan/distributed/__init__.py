@@ -34,8 +34,8 @@ _HOMES = {
 
 
 __all__ = [
-    "StatelessProcessGroup",
     "USE_SCHED_YIELD",
+    "StatelessProcessGroup",
     "divide",
     "ensure_divisibility",
     "new_token",
