@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pgplan.planning.record import Plan, StagePlan
 from pgplan.view.frame import plan_frame
 from pgplan.view.numbers import change, gib, milliseconds, short_count
-from pgplan.view.picture import plan_basis
+from pgplan.view.picture import plan_basis, plan_title
 from pgplan.view.table import Table, TableColumn
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _names(comparison: Comparison) -> tuple[str, str]:
     def name(plan: Plan) -> str:
         split = ",".join(map(str, plan.split))
         same = (a.model.name, a.cluster, a.engine) == (b.model.name, b.cluster, b.engine)
-        return split if same else f"{plan.model.name} on {plan.cluster.description}, {plan.engine}, {split}"
+        return split if same else f"{plan_title(plan)}, {split}"
 
     return f"A  {name(a)}", f"B  {name(b)}"
 

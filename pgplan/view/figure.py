@@ -29,7 +29,7 @@ class PlanFigure(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110)
+        self.savefig(buffer, format="png", dpi=100, pil_kwargs={"compress_level": 9})
         return buffer.getvalue()
 
 

@@ -122,7 +122,7 @@ class Picture:
     """Hold everything that is drawn or said of a plan.
 
     Args:
-        title: What is planned, e.g. ``"llama-3.1-70b on 4 x H200 SXM 141GB, vllm==0.33"``.
+        title: What is planned, and for what load.
         sentence: What holds it back, or why it does not fit.
         summary: Its capacity and throughput.
         basis: How the figures were obtained and how far they may be off.
@@ -157,7 +157,7 @@ def make_picture(plan: Plan) -> Picture:
     rows = tuple(_row(plan, stage, tightest=tightest, with_gpu=named) for stage in plan.stages)
     drawn = {key for row in rows for key, _ in row.segments}
     return Picture(
-        title=f"{plan.model.name} on {plan.cluster.description}, {plan.engine}",
+        title=f"{plan_title(plan)}, {_workload(plan)}",
         sentence=plan_sentence(plan),
         summary=plan_summary(plan),
         basis=plan_basis(plan),
@@ -169,6 +169,16 @@ def make_picture(plan: Plan) -> Picture:
         phases=(_phase(plan, "decode"), _phase(plan, "prefill")),
         parts=tuple(part for part in PARTS if part.key in drawn),
     )
+
+
+def plan_title(plan: Plan) -> str:
+    """Say what is planned, e.g. ``"llama-3.1-70b on 4 x H200 SXM 141GB, vllm==0.33"``."""
+    return f"{plan.model.name} on {plan.cluster.description}, {plan.engine}"
+
+
+def _workload(plan: Plan) -> str:
+    load = plan.workload
+    return f"{times(load.concurrency, 'request')} of {load.prompt_tokens:,} + {load.output_tokens:,} tokens"
 
 
 def plan_sentence(plan: Plan) -> str:

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 
 from pgplan.planning.record import Plan
-from pgplan.view.picture import plan_basis, plan_sentence, plan_summary
+from pgplan.view.picture import plan_basis, plan_sentence, plan_summary, plan_title
 from pgplan.view.table import stage_table
 
 _TERMS = "Memory per GPU; weights include embedding and head; KV is what is left for the KV cache"
@@ -22,7 +22,7 @@ def plan_text(plan: Plan, *, width: int | None = None) -> str:
     columns = width if width is not None else shutil.get_terminal_size(fallback=(80, 24)).columns
     split = ",".join(map(str, plan.split))
     lines = [
-        *_wrapped(f"{plan.model.name} on {plan.cluster.description}, {plan.engine}, split {split}", columns),
+        *_wrapped(f"{plan_title(plan)}, split {split}", columns),
         *_wrapped(plan_sentence(plan), columns),
         "",
         stage_table(plan).to_text(width=columns),

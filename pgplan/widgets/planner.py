@@ -103,6 +103,10 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
                 widget.close()
         super().close()
 
+    def __repr__(self) -> str:
+        # What stands in a notebook wherever widgets cannot be shown.
+        return f"<Planner showing {self.plan!r}>"
+
     # --- from the controls to the plan ----------------------------------------------------------------
 
     def _edited(self, field: str, value: Any) -> None:
