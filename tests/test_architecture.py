@@ -28,7 +28,7 @@ BELOW = {
     "planning": {"errors", "codec", "workload", "model", "hardware", "split", "cost", "engines"},
     "view": {"errors", "model", "hardware", "planning"},
     "verification": {
-        *("errors", "workload", "model", "hardware", "split", "cost", "engines", "planning"),
+        *("errors", "codec", "workload", "model", "hardware", "split", "cost", "engines", "planning"),
         *("distributed", "launcher"),
     },
     "widgets": {"errors", "workload", "model", "hardware", "split", "engines", "planning", "view"},
