@@ -18,7 +18,7 @@ DEMO_WORKLOAD := --prompt-tokens 2048 --output-tokens 256 --concurrency 64 --max
 .PHONY: help demo test lab bench clean
 
 help:
-	@echo 'make demo    plan Llama-3.1-70B on 4 H200s: tables, picture, exports, the quickstart as HTML, in $(OUT)/'
+	@echo 'make demo    plan Llama-3.1-70B on 4 H200s; pictures, exports, notebook in $(OUT)/'
 	@echo 'make test    every check: ruff, mypy, pytest with the notebooks'
 	@echo 'make lab     open JupyterLab on a fresh copy of the notebooks'
 	@echo 'make bench   run the benchmarks that need no GPU, beside their peers'
