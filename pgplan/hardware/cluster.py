@@ -95,7 +95,7 @@ class Cluster:
     @property
     def is_uniform(self) -> bool:
         """Tell whether every stage has the same device."""
-        return len(set(self.gpus)) == 1
+        return self.gpus.count(self.gpus[0]) == len(self.gpus)
 
     @property
     def description(self) -> str:

@@ -273,14 +273,17 @@ class Costing:
             totals["head and sampler"] = times.last_s[gpu]
         return tuple((part, seconds) for part, seconds in totals.items() if seconds)
 
-    def stage_classes(self) -> tuple[tuple[object, ...], ...]:
-        """Return a key per stage; equal keys cost the same for equal ranges."""
+    def stage_classes(self) -> tuple[int, ...]:
+        """Return a number per stage; equal numbers cost the same for equal ranges."""
         last = self.cluster.pp_size - 1
         links = [self.cluster.stage_link(stage) for stage in range(last)]
-        return tuple(
+        keys = [
             (gpu, stage == 0, stage == last, links[stage] if stage < last else None)
             for stage, gpu in enumerate(self.cluster.gpus)
-        )
+        ]
+        # The search looks classes up thousands of times; hashing a device each time would show.
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return tuple(numbers[key] for key in keys)
 
 
 def _exact_s(seconds: float) -> float:
