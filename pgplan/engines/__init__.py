@@ -1,15 +1,19 @@
-"""One file per engine: default split, placement, memory budget, KV rule, refusals, export."""
+"""One file per program that takes a split: what it reads, and, for engines, what its memory holds."""
 
 from pgplan.engines.base import Engine, EngineSettings, KVCapacity, KVRule, Placement, StageMemory
-from pgplan.engines.registry import engine_names, find_engine
+from pgplan.engines.exporter import Exporter
+from pgplan.engines.registry import engine_names, exporter_names, find_engine, find_exporter
 
 __all__ = [
     "Engine",
     "EngineSettings",
+    "Exporter",
     "KVCapacity",
     "KVRule",
     "Placement",
     "StageMemory",
     "engine_names",
+    "exporter_names",
     "find_engine",
+    "find_exporter",
 ]

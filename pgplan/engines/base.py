@@ -6,11 +6,13 @@ in ``registry.py`` and one golden test.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pgplan.engines.exporter import Exporter, find_setting, listed
 from pgplan.errors import EngineError, WorkloadError
 from pgplan.hardware import Cluster
 from pgplan.model.spec import LayerSpec, ModelSpec
@@ -142,24 +144,19 @@ class KVRule(ABC):
         """Return the capacity of a whole split."""
 
 
-class Engine(ABC):
-    """Describe one engine in one version."""
+class Engine(Exporter):
+    """Describe one engine in one version: an exporter whose memory is known, so that plans are made for it.
 
-    name: str
-    title: str
-    default_version: str
+    Attributes:
+        override_variable: The environment variable that holds its split.
+        stage_flags: What its launch line calls ``pp_size``.
+        host_step_s: Seconds of work on the host per step that were measured beside the GPU's; ``None``: not
+            known.
+    """
+
     override_variable: str
-    # Seconds of work on the host per step that were measured beside the GPU's; None: not known.
+    stage_flags: tuple[str, ...]
     host_step_s: float | None = None
-
-    def __init__(self, version: str | None = None) -> None:
-        self.version = version or self.default_version
-        self.release = parse_version(self.version, engine=self.name)
-
-    @property
-    def label(self) -> str:
-        """Return name and version, e.g. ``"vllm==0.33"``."""
-        return f"{self.name}=={self.version}"
 
     @abstractmethod
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
@@ -185,9 +182,25 @@ class Engine(ABC):
     def microbatches(self, workload: Workload, settings: EngineSettings, *, pp_size: int) -> tuple[int, int]:
         """Return the microbatches in flight during decode, and the requests in the largest of them."""
 
-    @abstractmethod
-    def export(self, plan: Plan) -> str:
-        """Return the text that makes the engine run this plan."""
+    def settings_of(self, plan: Plan) -> EngineSettings:
+        """Return the limits in force for a plan, which may have been made under another engine."""
+        if plan.engine_name == self.name:
+            return plan.settings
+        return self.settings(plan.model, plan.cluster, plan.workload)
+
+    def find_split(self, text: str, *, num_layers: int, pp_size: int) -> Sequence[int | str] | None:
+        """Read the override variable; a launch line without it means the default split."""
+        given = find_setting(text, self.override_variable)
+        if given is None and re.fullmatch(r"[\d,\s]+", text):
+            given = text
+        if given is not None:
+            return listed(given)
+        stages = find_setting(text, *self.stage_flags)
+        if stages is None:
+            return None
+        if stages != str(pp_size):
+            raise EngineError(f"the text has {stages} stages but pp_size is {pp_size}; give pp_size {stages}")
+        return self.default_split(num_layers, pp_size)
 
     def derived_bytes(self, layer: LayerSpec, *, tp_size: int, element_bytes: int) -> int:
         """Return bytes that loading derives from a layer's weights and keeps beside them."""
@@ -198,22 +211,6 @@ class Engine(ABC):
         """Return what a reader should know of this engine with this model."""
         del model, pp_size
         return ()
-
-
-def parse_version(version: str, *, engine: str) -> tuple[int, ...]:
-    """Read ``"0.24"`` or ``"0.6.6.post1"`` as numbers that compare; a suffix is ignored.
-
-    Raises:
-        EngineError: If it does not start with a number.
-    """
-    numbers: list[int] = []
-    for word in version.split("."):
-        if not word.isdecimal():
-            break
-        numbers.append(int(word))
-    if not numbers:
-        raise EngineError(f"version {version!r} of {engine} is not a number; write e.g. {engine}==0.33")
-    return tuple(numbers)
 
 
 def context_limit(model: ModelSpec, workload: Workload) -> int:

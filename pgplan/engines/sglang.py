@@ -18,6 +18,7 @@ from pgplan.engines.base import (
     chunked_microbatches,
     context_limit,
 )
+from pgplan.engines.launching import check_nodes, command, filling_limits, flag_words
 from pgplan.errors import EngineError
 from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
@@ -152,7 +153,15 @@ class SGLang(Engine):
     name = "sglang"
     title = "SGLang"
     default_version = "0.5.23"
+    syntax = "SGLANG_PP_LAYER_PARTITION=a,b,c"
+    checked = "0.5.23: rules of get_pp_indices"
     override_variable = "SGLANG_PP_LAYER_PARTITION"
+    stage_flags = ("pp-size", "pipeline-parallel-size", "pp")
+
+    def __init__(self, version: str | None = None, *, nodes: int = 1) -> None:
+        """Choose a version, and over how many nodes the launch line starts it."""
+        super().__init__(version)
+        self.nodes = nodes
 
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
         """Give extra layers to the last stages; up to 0.5.5 (before PR #13977) all to the last one."""
@@ -228,26 +237,31 @@ class SGLang(Engine):
 
     def export(self, plan: Plan) -> str:
         """Return the override variable and the launch line with every flag that the plan implies."""
-        settings = plan.settings
+        check_nodes(plan, self.nodes, title=self.title)
+        settings = self.settings_of(plan)
+        limits = filling_limits(plan, settings)
         flags: dict[str, object] = {
-            "pp-size": plan.pp_size,
+            "pp-size": len(plan.split),
             "tp-size": plan.tp_size,
             "mem-fraction-static": settings.memory_utilization,
             "context-length": settings.max_model_len,
-            "chunked-prefill-size": settings.max_num_batched_tokens,
-            "max-running-requests": settings.max_num_seqs,
+            "chunked-prefill-size": limits.max_num_batched_tokens,
+            "max-running-requests": limits.max_num_seqs,
         }
         if plan.workload.kv_dtype != "auto":
             flags["kv-cache-dtype"] = plan.workload.kv_dtype
-        lines = [f"# {plan.model.name} on {plan.cluster.description}, for SGLang {self.version}"]
-        if plan.pp_size > 1:
+        lines = [self.header(plan), *filter(None, [limits.remark])]
+        if len(plan.split) > 1:
             lines.append(f"export {self.override_variable}={format_split(plan.split)}")
-        launch = [f"python -m sglang.launch_server --model-path {shlex.quote(plan.model.source)}"]
-        launch += [f"--{name} {value}" for name, value in flags.items()]
-        if plan.pp_size > 1:
+            # Without it a microbatch takes up to max-running-requests / pp-size, and the others go empty.
+            flags["pp-max-micro-batch-size"] = limits.microbatch_seqs
             # The overlap schedule does not work over a pipeline.
-            launch.append("--disable-overlap-schedule")
-        return "\n".join([*lines, " \\\n    ".join(launch)]) + "\n"
+            flags["disable-overlap-schedule"] = True
+        if self.nodes > 1:
+            lines.insert(1, "# On every node; HEAD is the address of node 0, NODE_RANK counts from 0.")
+            flags |= {"nnodes": self.nodes, "node-rank": "$NODE_RANK", "dist-init-addr": "$HEAD:5000"}
+        serve = f"python -m sglang.launch_server --model-path {shlex.quote(plan.model.source)}"
+        return "\n".join([*lines, command([serve, *flag_words(flags)])]) + "\n"
 
 
 def _limits(memory_mib: float, tp_size: int) -> tuple[int, int]:

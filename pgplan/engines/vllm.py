@@ -14,6 +14,7 @@ from pgplan.engines.base import (
     chunked_microbatches,
     context_limit,
 )
+from pgplan.engines.launching import check_nodes, command, filling_limits, flag_words
 from pgplan.engines.vllm_kv import KVLayer, VLLMKVRule
 from pgplan.engines.vllm_placement import NO_PIPELINE, vllm_placement
 from pgplan.errors import EngineError
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 
+# Ray hands the variable on to its workers.
+_ON_RAY = """\
+# On the head node first:  ray start --head --port 6379
+# on each other node then: ray start --address HEAD:6379
+# and this on the head node:"""
+_ON_EVERY_NODE = """\
+# On every node; HEAD is the address of node 0, NODE_RANK counts from 0, and nodes above 0, which serve no
+# API, need --headless as well:"""
+
 
 class VLLM(Engine):
     """vLLM's rules (https://github.com/vllm-project/vllm, v1 engine)."""
@@ -34,9 +44,17 @@ class VLLM(Engine):
     name = "vllm"
     title = "vLLM"
     default_version = "0.33"
+    syntax = "VLLM_PP_LAYER_PARTITION=a,b,c"
+    checked = "0.33.0: rules of get_pp_indices; 0.24.0: start-up logs on H200"
     override_variable = "VLLM_PP_LAYER_PARTITION"
+    stage_flags = ("pipeline-parallel-size", "pp")
     # 0.24 on H200s: stages of 1.2 ms took about 3 ms per step.
     host_step_s = 3e-3
+
+    def __init__(self, version: str | None = None, *, nodes: int = 1, ray: bool = True) -> None:
+        """Choose a version, and the launch line: over how many nodes, and whether Ray joins them."""
+        super().__init__(version)
+        self.nodes, self.ray = nodes, ray
 
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
         """Spread extra layers just before the last stage; before 0.8 (PR #13839) all on the last."""
@@ -126,24 +144,33 @@ class VLLM(Engine):
 
     def export(self, plan: Plan) -> str:
         """Return the override variable and the launch line with every flag that the plan implies."""
-        settings = plan.settings
+        check_nodes(plan, self.nodes, title=self.title)
+        settings = self.settings_of(plan)
+        limits = filling_limits(plan, settings)
         flags: dict[str, object] = {
-            "pipeline-parallel-size": plan.pp_size,
+            "pipeline-parallel-size": len(plan.split),
             "tensor-parallel-size": plan.tp_size,
             "gpu-memory-utilization": settings.memory_utilization,
             "max-model-len": settings.max_model_len,
-            "max-num-batched-tokens": settings.max_num_batched_tokens,
-            "max-num-seqs": settings.max_num_seqs,
+            "max-num-batched-tokens": limits.max_num_batched_tokens,
+            "max-num-seqs": limits.max_num_seqs,
         }
         if plan.workload.kv_dtype != "auto":
             flags["kv-cache-dtype"] = plan.workload.kv_dtype
-        lines = [f"# {plan.model.name} on {plan.cluster.description}, for vLLM {self.version}"]
-        if plan.pp_size > 1:
+        lines = [self.header(plan), *filter(None, [limits.remark])]
+        if len(plan.split) > 1:
             # With one stage vLLM still parses the variable, and there is nothing to say.
             lines.append(f"export {self.override_variable}={format_split(plan.split)}")
-        launch = [f"vllm serve {shlex.quote(plan.model.source)}"]
-        launch += [f"--{name} {value}" for name, value in flags.items()]
-        return "\n".join([*lines, " \\\n    ".join(launch)]) + "\n"
+        if self.nodes > 1:
+            lines.insert(1, _ON_RAY if self.ray else _ON_EVERY_NODE)
+            flags |= self._node_flags()
+        serve = f"vllm serve {shlex.quote(plan.model.source)}"
+        return "\n".join([*lines, command([serve, *flag_words(flags)])]) + "\n"
+
+    def _node_flags(self) -> dict[str, object]:
+        if self.ray:
+            return {"distributed-executor-backend": "ray"}
+        return {"nnodes": self.nodes, "node-rank": "$NODE_RANK", "master-addr": "$HEAD"}
 
 
 def _limits(gpu: GPU) -> tuple[int, int]:

@@ -252,15 +252,19 @@ class Plan:
 
         return compare_plans(self, other)
 
-    def export(self, engine: str | None = None) -> str:
-        """Return the configuration text for ``engine`` (default: the plan's own).
+    def export(self, engine: str | None = None, **options: object) -> str:
+        """Return the configuration text for ``engine``, any that takes a split (default: the plan's own).
+
+        Args:
+            engine: One of ``exporter_names()``, with a version where that matters.
+            options: What this exporter can be told, e.g. ``nodes=2`` or ``virtual_stages=2``.
 
         Raises:
-            EngineError: If the engine is unknown or cannot express this split.
+            EngineError: If the name or an option is unknown, or it cannot express this split.
         """
-        from pgplan.engines import find_engine
+        from pgplan.engines import find_exporter
 
-        return find_engine(engine or self.engine).export(self)
+        return find_exporter(engine or self.engine, **options).export(self)
 
     def to_json(self) -> str:
         """Return the complete plan as a JSON document."""

@@ -1,0 +1,15 @@
+"""FairScale: the ``balance`` of ``Pipe``, which is torchgpipe's."""
+
+from __future__ import annotations
+
+from pgplan.engines.torchgpipe import TorchGPipe
+
+
+class FairScale(TorchGPipe):
+    """Write the construction of a ``Pipe``; options as for every list of items."""
+
+    name = "fairscale"
+    title = "FairScale"
+    default_version = "0.4.13"
+    checked = "0.4.13: its verification of the balance"
+    module, wrapper = "fairscale.nn.pipe", "Pipe"

@@ -1,0 +1,91 @@
+"""Launch lines of serving engines: flags, how many tokens per step fill the pipeline, several nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgplan.engines.base import EngineSettings
+from pgplan.errors import EngineError
+
+if TYPE_CHECKING:
+    from pgplan.planning.record import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Hold the limits of a launch line.
+
+    Args:
+        max_num_batched_tokens: Tokens per step.
+        max_num_seqs: Running requests.
+        microbatch_seqs: Requests in each of ``pp_size`` microbatches.
+        remark: What was changed against the plan, and why; empty: nothing.
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    microbatch_seqs: int
+    remark: str = ""
+
+
+def filling_limits(plan: Plan, settings: EngineSettings) -> Limits:
+    """Return limits under which the plan's requests form as many microbatches as there are stages.
+
+    Requests that are prefilled in one chunk go on decoding together, so a chunk that holds too many short
+    prompts leaves stages idle. A limit that the user gave is kept.
+
+    Glossary
+        running    requests at once
+        per_chunk  the most prompts per chunk that still make ``pp_size`` chunks
+    """
+    pp_size, workload = len(plan.split), plan.workload
+    running = min(workload.concurrency, settings.max_num_seqs)
+    microbatch = -(-running // pp_size)
+    tokens, seqs = settings.max_num_batched_tokens, settings.max_num_seqs
+    as_planned = Limits(max_num_batched_tokens=tokens, max_num_seqs=seqs, microbatch_seqs=microbatch)
+    if pp_size == 1 or running < pp_size or workload.max_num_batched_tokens is not None:
+        return as_planned
+    per_chunk = min(microbatch, (running - 1) // (pp_size - 1))
+    filling = max(per_chunk * workload.prompt_tokens, running)
+    enough = -(-running // max(1, tokens // workload.prompt_tokens)) >= pp_size
+    if enough or filling >= tokens:
+        return as_planned
+    return Limits(
+        max_num_batched_tokens=filling,
+        # Engines refuse more running requests than tokens per step.
+        max_num_seqs=seqs if workload.max_num_seqs is not None else min(seqs, filling),
+        microbatch_seqs=microbatch,
+        remark=(
+            f"# {filling} tokens per step instead of {tokens}: {running} prompts of {workload.prompt_tokens} "
+            f"tokens then form {pp_size} microbatches, one per stage; this frees memory, it takes none"
+        ),
+    )
+
+
+def flag_words(flags: Mapping[str, object]) -> list[str]:
+    """Return ``--name value`` for each flag; ``True`` stands for a flag without a value."""
+    return [f"--{name}" if value is True else f"--{name} {value}" for name, value in flags.items()]
+
+
+def command(words: Sequence[str]) -> str:
+    """Return one shell command, a word per line."""
+    return " \\\n    ".join(words)
+
+
+def check_nodes(plan: Plan, nodes: int, *, title: str) -> None:
+    """Refuse nodes over which the ranks of a plan cannot be spread evenly.
+
+    Raises:
+        EngineError: If the GPUs do not divide, or a stage would reach over two nodes.
+    """
+    ranks = len(plan.split) * plan.tp_size
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+        raise EngineError(f"nodes must be a whole number of at least 1, got {nodes!r}")
+    if ranks % nodes or ranks // nodes % plan.tp_size:
+        fits = [str(n) for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n % plan.tp_size == 0]
+        raise EngineError(
+            f"{title} wants the same number of whole stages on each node, but {len(plan.split)} stages of "
+            f"{plan.tp_size} GPUs do not spread over {nodes} nodes; give nodes {' or '.join(fits)}"
+        )

@@ -1,0 +1,188 @@
+"""llama.cpp: ``--tensor-split`` with the output layer counted, and ``--override-tensor`` beside it.
+
+With ``--split-mode layer`` and everything offloaded there are ``n_layer + 1`` slots, the last of which is the
+output layer. Slot ``i`` goes to the first device whose share of the proportions, summed up, exceeds
+``i / (n_layer + 1)``. So the proportions are the layers of each stage and one more on the last: a plain
+``40,40`` makes 41 and 39 of 80 layers. The input embedding stays in host memory.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+from pgplan.engines.exporter import Exporter, find_setting, listed
+from pgplan.engines.launching import command, flag_words
+from pgplan.errors import EngineError
+
+if TYPE_CHECKING:
+    from pgplan.planning.record import Plan
+
+# llama_max_parallel_sequences()
+_MOST_SEQUENCES = 256
+
+
+class LlamaCpp(Exporter):
+    """Write a ``llama-server`` line.
+
+    Args:
+        version: The build number; ``--fit`` came with PR #16653, in December 2025.
+        override_tensor: Also name the tensors of each stage (``--override-tensor``). The proportions stay:
+            the KV cache of a layer follows them.
+        backend: What llama.cpp calls the devices, less their number.
+    """
+
+    name = "llama.cpp"
+    title = "llama.cpp"
+    default_version = "10666"
+    syntax = "--tensor-split a,b,c"
+    checked = "its assignment in float32, as stated"
+
+    def __init__(
+        self, version: str | None = None, *, override_tensor: bool = False, backend: str = "CUDA"
+    ) -> None:
+        super().__init__(version)
+        self.override_tensor, self.backend = override_tensor, backend
+
+    def export(self, plan: Plan) -> str:
+        """Return the line; its context is what the workload's requests need in all."""
+        self.refuse_tp(plan, mend="plan with tp_size 1, or use --split-mode row without a plan")
+        workload = plan.workload
+        requests = min(workload.concurrency, plan.settings.max_num_seqs, _MOST_SEQUENCES)
+        flags: dict[str, object] = {
+            "n-gpu-layers": 999,
+            "split-mode": "layer",
+            "tensor-split": ",".join(map(str, proportions(plan.split))),
+            # Else llama.cpp would fit what is not given to the memory that it finds.
+            "fit": "off",
+            "ctx-size": requests * workload.tokens_per_request,
+            "parallel": requests,
+        }
+        if self.override_tensor:
+            flags["override-tensor"] = shlex.quote(",".join(self._overrides(plan.split)))
+        remark = "# MODEL.gguf: the model in llama.cpp's format; the last device also holds the output layer"
+        return (
+            f"{self.header(plan)}\n{remark}\n{command(['llama-server -m MODEL.gguf', *flag_words(flags)])}\n"
+        )
+
+    def _overrides(self, split: Sequence[int]) -> list[str]:
+        bounds = pairwise(accumulate(split, initial=0))
+        return [
+            rf"blk\.({range_pattern(start, stop)})\.={self.backend}{device}"
+            for device, (start, stop) in enumerate(bounds)
+        ]
+
+    def find_split(self, text: str, *, num_layers: int, pp_size: int) -> Sequence[int | str] | None:
+        """Read the proportions as llama.cpp does, and the tensors' devices if they are named."""
+        offloaded = find_setting(text, "n-gpu-layers", "ngl", "gpu-layers")
+        if offloaded is not None and offloaded.isdecimal() and int(offloaded) <= num_layers:
+            raise EngineError(
+                f"a split places every layer and the output on a GPU, but n-gpu-layers is {offloaded} of "
+                f"{num_layers + 1}; give 999"
+            )
+        given = find_setting(text, "tensor-split", "ts", "LLAMA_ARG_TENSOR_SPLIT")
+        named = find_setting(text, "override-tensor", "ot")
+        by_name = None if named is None else _read_overrides(named, num_layers=num_layers, pp_size=pp_size)
+        if given is None:
+            return by_name
+        by_share = assigned_layers(_shares(given), num_layers=num_layers)
+        if by_name is not None and by_name != by_share:
+            raise EngineError(
+                f"tensor-split puts {by_share} layers on the devices and override-tensor {by_name}, so "
+                f"layers and their KV cache would lie apart; make them agree"
+            )
+        return by_share
+
+
+def proportions(split: Sequence[int]) -> list[int]:
+    """Return the ``--tensor-split`` that makes a split.
+
+    >>> proportions((40, 40))
+    [40, 41]
+    """
+    return [*split[:-1], split[-1] + 1]
+
+
+def assigned_layers(shares: Sequence[float], *, num_layers: int) -> list[int]:
+    """Return the layers that each device gets, by llama.cpp's arithmetic in single precision.
+
+    >>> assigned_layers([40, 40], num_layers=80)
+    [41, 39]
+    """
+    sums = list(accumulate((_single(share) for share in shares), lambda left, right: _single(left + right)))
+    if not sums or sums[-1] <= 0:
+        raise EngineError(f"tensor-split gives positive shares, got {list(shares)}; give a count per device")
+    ends = [_single(value / sums[-1]) for value in sums]
+    devices = [bisect_right(ends, _single(layer / (num_layers + 1))) for layer in range(num_layers)]
+    return [devices.count(device) for device in range(len(shares))]
+
+
+def range_pattern(start: int, stop: int) -> str:
+    """Return a regular expression for the whole numbers of ``[start, stop)``, without commas.
+
+    >>> range_pattern(8, 31)
+    '[8-9]|[1-2][0-9]|30'
+    """
+    parts = []
+    while start < stop:
+        # The largest aligned block of 1, 10, 100, ... numbers that begins here and ends in time.
+        size = 1
+        while start and start % (size * 10) == 0 and start + size * 10 <= stop:
+            size *= 10
+        lead, zeros = start // size, "[0-9]" * (len(str(size)) - 1)
+        count = min((stop - start) // size, 10 - lead % 10)
+        head, first = str(lead // 10) if lead >= 10 else "", lead % 10
+        digit = str(first) if count == 1 else f"[{first}-{first + count - 1}]"
+        parts.append(f"{head}{digit}{zeros}")
+        start += count * size
+    return "|".join(parts)
+
+
+def _single(value: float) -> float:
+    """Round to single precision."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
+
+
+def _shares(text: str) -> list[float]:
+    words = listed(text.replace("/", ","))
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        raise EngineError(f"tensor-split is a list of numbers, got {text!r}; give e.g. 40,41") from None
+
+
+def _read_overrides(text: str, *, num_layers: int, pp_size: int) -> list[int]:
+    """Return the layers of each device, given ``regex=device`` pairs; each layer must be named."""
+    pairs = [pair.rpartition("=") for pair in text.split(",")]
+    counts = [0] * pp_size
+    devices = []
+    for layer in range(num_layers):
+        name = f"blk.{layer}.attn_q.weight"
+        device = next((device for pattern, _, device in pairs if _matches(pattern, name)), "")
+        number = re.search(r"(\d+)$", device)
+        if number is None or int(number[1]) >= pp_size:
+            raise EngineError(
+                f"override-tensor names a device of 0 to {pp_size - 1} for each layer, but puts {name} on "
+                f"{device or 'none'}; name one"
+            )
+        devices.append(int(number[1]))
+        counts[devices[-1]] += 1
+    if devices != sorted(devices):
+        raise EngineError(
+            "a pipeline has each stage's layers in a row, but override-tensor goes back to an earlier "
+            "device; order the layers by device"
+        )
+    return counts
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise EngineError(f"override-tensor needs regular expressions, got {pattern!r}: {error}") from None
