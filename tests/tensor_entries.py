@@ -35,7 +35,11 @@ def several(worker: Worker, *, cases: list[tuple[str, dict[str, Any]]]) -> list[
 
 
 def plane_of(worker: Worker, timeout_s: float = 60.0) -> TensorPlane:
-    return TensorPlane(worker.group, backend="gloo", device="cpu", timeout_s=timeout_s)
+    if worker.backend == "nccl":
+        torch.set_default_device(worker.device)
+    return TensorPlane(
+        worker.group, backend=worker.backend or "gloo", device=worker.device, timeout_s=timeout_s
+    )
 
 
 def listening_addresses() -> list[str]:
@@ -172,6 +176,7 @@ def dies_in(worker: Worker, *, operation: str, victim: int) -> None:
         survivors = [rank for rank in range(worker.world_size) if rank != victim]
         try:
             waits[operation]()
+            plane.synchronize()
             print("went on")
         except PgplanError as error:
             print(f"{type(error).__name__}: {error}", flush=True)

@@ -18,8 +18,8 @@ the stages' link is the slower one. Where the message crosses over is measured w
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from operator import is_
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pgplan.distributed.basics import divide
 from pgplan.distributed.handoff_buffers import Cut, End, Layout
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pgplan.distributed.tensor_plane import TensorPlane
 
 _TRIALS = 8
+# Below this the changes of stream cost more than a gather that waits for the stage's compute.
+_OVERLAP_FROM_BYTES = 1 << 20
 
 
 class Handoff:
@@ -116,7 +118,7 @@ class Handoff:
         Raises:
             GroupError: If this is the last stage, or the hand-off is not ``joined``.
         """
-        end = self._end("after")
+        end = self._outgoing or self._no_stage("after")
         if not self.joined:
             raise GroupError(
                 "with joined=False there are no outgoing buffers; give send_stage your own tensors"
@@ -124,16 +126,12 @@ class Handoff:
         end.turn()
         return end.cut(tokens).tensors
 
-    def is_sliced(self, tokens: int) -> bool:
-        """Tell whether a hop of so many tokens is sliced."""
-        least_bytes = self.sliced_from_bytes
-        return least_bytes is not None and self._layout.size_bytes(tokens) >= least_bytes
+    def is_sliced(self, size_bytes: int) -> bool:
+        """Tell whether a hop of this size is sliced."""
+        return self.sliced_from_bytes is not None and size_bytes >= self.sliced_from_bytes
 
-    def _end(self, where: Literal["before", "after"]) -> End:
-        end = self._incoming if where == "before" else self._outgoing
-        if end is None:
-            raise GroupError(f"stage {self.stage} of {self.pp_size} has no stage {where} it")
-        return end
+    def _no_stage(self, where: str) -> NoReturn:
+        raise GroupError(f"stage {self.stage} of {self.pp_size} has no stage {where} it")
 
     def _gather(self, cut: Cut) -> None:
         if self._beside is not None:
@@ -193,20 +191,23 @@ def send_stage(handoff: Handoff, *tensors: torch.Tensor) -> None:
         GroupError: If these are other tensors.
         PeerLostError: If a rank is lost.
     """
-    end = handoff._end("after")
+    end = handoff._outgoing or handoff._no_stage("after")
     if handoff.joined:
         cut = end.cut_last
-        if cut is None or not _same(tensors, cut.tensors):
+        if cut is None or len(tensors) != len(cut.tensors) or not all(map(is_, tensors, cut.tensors)):
             raise GroupError(
                 "send_stage wants the tensors of the last outgoing(), once; or give joined=False"
             )
     else:
         end.turn()
         cut = handoff._layout.cut_of(tensors)
-    pieces = cut.parts if handoff.is_sliced(len(tensors[0])) else cut.whole
-    handoff.sent_bytes += sum(map(len, pieces))
-    end.start("send", pieces)
     end.cut_last = None
+    if handoff.is_sliced(cut.size_bytes):
+        end.start("send", cut.parts)
+        handoff.sent_bytes += cut.size_bytes // handoff.tp_size
+    else:
+        end.start("send", cut.whole)
+        handoff.sent_bytes += cut.size_bytes
 
 
 def recv_stage(handoff: Handoff, tokens: int) -> Arrival:
@@ -223,29 +224,30 @@ def recv_stage(handoff: Handoff, tokens: int) -> Arrival:
         GroupError: If this is the first stage.
         PeerLostError: If a rank is lost.
     """
-    end = handoff._end("before")
+    end = handoff._incoming or handoff._no_stage("before")
     end.turn()
     cut = end.cut(tokens)
-    if not handoff.is_sliced(tokens):
-        return Arrival(handoff, cut, end.start("recv", cut.whole))
-    if handoff._side_stream is None:
-        return Arrival(handoff, cut, end.start("recv", cut.parts), is_sliced=True)
+    if not handoff.is_sliced(cut.size_bytes):
+        return Arrival(handoff, end, cut, end.start("recv", cut.whole), gather=False)
+    side_stream = handoff._side_stream
+    if side_stream is None or cut.size_bytes < _OVERLAP_FROM_BYTES:
+        return Arrival(handoff, end, cut, end.start("recv", cut.parts), gather=True)
     # The gather follows the receive on a stream of its own, so that neither holds up the stage's compute.
     import torch
 
-    handoff._side_stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(handoff._side_stream):
-        Arrival(handoff, cut, end.start("recv", cut.parts), is_sliced=True).wait()
-        return Arrival(handoff, cut, [handoff._side_stream.record_event()])
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
+        Arrival(handoff, end, cut, end.start("recv", cut.parts), gather=True).wait()
+        return Arrival(handoff, end, cut, [side_stream.record_event()], gather=False)
 
 
 class Arrival:
     """Stand for activations that are on their way."""
 
-    __slots__ = ("_cut", "_handoff", "_is_sliced", "_works")
+    __slots__ = ("_cut", "_end", "_gather", "_handoff", "_works")
 
-    def __init__(self, handoff: Handoff, cut: Cut, works: list[Any], *, is_sliced: bool = False) -> None:
-        self._handoff, self._cut, self._works, self._is_sliced = handoff, cut, works, is_sliced
+    def __init__(self, handoff: Handoff, end: End, cut: Cut, works: list[Any], *, gather: bool) -> None:
+        self._handoff, self._end, self._cut, self._works, self._gather = handoff, end, cut, works, gather
 
     def wait(self) -> tuple[torch.Tensor, ...]:
         """Return the tensors, each ``(tokens, hidden_size)``.
@@ -255,14 +257,10 @@ class Arrival:
         Raises:
             PeerLostError: If a rank is lost.
         """
-        self._handoff._end("before").group.finish(self._works, "receiving a stage's output", 0)
-        if self._is_sliced:
+        self._end.group.finish(self._works, "receiving a stage's output", 0)
+        if self._gather:
             self._handoff._gather(self._cut)
         return self._cut.tensors
-
-
-def _same(given: Sequence[torch.Tensor], ours: Sequence[torch.Tensor]) -> bool:
-    return len(given) == len(ours) and all(a is b for a, b in zip(given, ours, strict=True))
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -23,6 +23,7 @@ class Cut(NamedTuple):
     tensors: tuple[torch.Tensor, ...]
     whole: tuple[torch.Tensor, ...]
     parts: tuple[torch.Tensor, ...]
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ class Layout:
 
     def _moved_as(self, tensors: tuple[torch.Tensor, ...], whole: Sequence[torch.Tensor]) -> Cut:
         parts = [block.view(self.tp_size, divide(len(block), self.tp_size))[self.tp_rank] for block in whole]
-        return Cut(tensors, tuple(whole), tuple(parts))
+        return Cut(tensors, tuple(whole), tuple(parts), sum(map(len, whole)))
 
 
 class End:
@@ -106,20 +107,18 @@ class End:
         device = group.plane.device
         self._buffers = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(depth)]
         self._cuts: list[dict[int, Cut]] = [{} for _ in range(depth)]
-        self._under_way: list[tuple[list[Any], Sequence[torch.Tensor]]] = [([], ())] * depth
+        self._under_way: list[list[Any]] = [[]] * depth
         self._turn = 0
 
     def turn(self) -> None:
         """Go on to the next buffer, once what was sent or received there is through."""
         self._turn = (self._turn + 1) % self._depth
-        works, _ = self._under_way[self._turn]
-        self.group.finish(works, "finishing an earlier hop", self._peer)
-        self._under_way[self._turn] = ([], ())
+        if works := self._under_way[self._turn]:
+            self.group.finish(works, "finishing an earlier hop", self._peer)
 
     def start(self, operation: Literal["send", "recv"], pieces: Sequence[torch.Tensor]) -> list[Any]:
         """Begin to move pieces to or from the counterpart; the present buffer is taken until that is done."""
-        works = self.group.start(operation, pieces, self._peer)
-        self._under_way[self._turn] = (works, pieces)
+        works = self._under_way[self._turn] = self.group.start(operation, pieces, self._peer)
         return works
 
     def cut(self, tokens: int) -> Cut:

@@ -31,6 +31,10 @@ class TensorGroup:
     def __init__(self, pg: ProcessGroup, ranks: tuple[int, ...], plane: TensorPlane) -> None:
         self.pg, self.ranks, self.plane = pg, ranks, plane
         self.rank, self.size = ranks.index(plane.rank), len(ranks)
+        # torch 2.15 gives these public names.
+        self._all_gather = _first_of(pg, "_allgather_base", "all_gather_single")
+        self._reduce_scatter = _first_of(pg, "_reduce_scatter_base", "reduce_scatter_single")
+        self._all_to_all = _first_of(pg, "alltoall_base", "all_to_all_single")
 
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Combine the ranks' tensors in place; ``op`` is sum, product, min or max (NCCL: avg, too)."""
@@ -55,21 +59,18 @@ class TensorGroup:
 
     def all_gather(self, out: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
         """Fill ``out`` with the ranks' tensors one after the other; a rank's may lie at its place in it."""
-        call = _first_of(self.pg, "_allgather_base", "all_gather_single")
-        self._do("in all_gather", lambda: call(out, tensor))
+        self._do("in all_gather", lambda: self._all_gather(out, tensor))
         return out
 
     def reduce_scatter(self, out: torch.Tensor, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Combine the ranks' tensors, and fill ``out`` with this rank's part of the whole."""
-        call = _first_of(self.pg, "_reduce_scatter_base", "reduce_scatter_single")
         options = _options("ReduceScatterOptions", reduceOp=_reduce_op(op))
-        self._do("in reduce_scatter", lambda: call(out, tensor, options))
+        self._do("in reduce_scatter", lambda: self._reduce_scatter(out, tensor, options))
         return out
 
     def all_to_all(self, out: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
         """Send the n-th part of ``tensor`` to rank n, and fill the n-th part of ``out`` from it."""
-        call = _first_of(self.pg, "alltoall_base", "all_to_all_single")
-        self._do("in all_to_all", lambda: call(out, tensor, [], []))
+        self._do("in all_to_all", lambda: self._all_to_all(out, tensor, [], []))
         return out
 
     def scatter(self, out: torch.Tensor, parts: Sequence[torch.Tensor] | None, src: int) -> torch.Tensor:
@@ -92,10 +93,14 @@ class TensorGroup:
         self, operation: Literal["send", "recv"], pieces: Sequence[torch.Tensor], peer: int
     ) -> list[Work]:
         """Begin to send or receive contiguous pieces, with NCCL in one call; ``finish`` what is returned."""
-        self.plane.check(f"beginning to {operation}")
-        move, device = getattr(self.pg, operation), self.plane.device
+        if self.plane.lost:
+            self.plane.check(f"beginning to {operation}")
+        move = self.pg.send if operation == "send" else self.pg.recv
         try:
-            if len(pieces) == 1 or device.type == "cpu":
+            if len(pieces) == 1:
+                return [move([pieces[0]], peer, 0)]
+            device = self.plane.device
+            if device.type == "cpu":  # gloo does not coalesce
                 return [move([piece], peer, 0) for piece in pieces]
             self.pg._start_coalescing(device)
             for piece in pieces:
@@ -115,7 +120,8 @@ class TensorGroup:
         except RuntimeError as error:
             ranks = self.ranks if peer is None else (self.ranks[peer],)
             raise self.plane.explain(error, doing, ranks) from error
-        self.plane.check(doing)
+        if self.plane.lost:
+            self.plane.check(doing)
 
     def _do(self, doing: str, start: Callable[[], Work], peer: int | None = None) -> None:
         self.plane.check(doing)
@@ -145,6 +151,6 @@ def _reduce_op(name: str) -> Any:
 
 
 def _first_of(pg: ProcessGroup, *names: str) -> Callable[..., Any]:
-    """Return the first of these methods that this torch has; 2.15 gives some of them public names."""
+    """Return the first of these methods that this torch has."""
     method: Callable[..., Any] = next(getattr(pg, name) for name in names if hasattr(pg, name))
     return method

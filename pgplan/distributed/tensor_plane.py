@@ -41,6 +41,10 @@ class TensorPlane:
         device: Where this rank's tensors live: ``"cpu"`` for gloo, ``"cuda:<index>"`` for NCCL.
         timeout_s: How long one operation may take.
 
+    Attributes:
+        metadata: The metadata plane.
+        lost: The ranks that have gone.
+
     Raises:
         GroupError: If the ranks are not on one host.
     """
@@ -55,7 +59,7 @@ class TensorPlane:
         self.timeout = timedelta(seconds=timeout_s)
         self.metadata = group
         self._groups: list[TensorGroup] = []
-        self._lost: set[int] = set()
+        self.lost: set[int] = set()
         self._lost_changed = threading.Condition()
         self._store, self._store_fd = _shared_store(group)
         self._watch = _Watch(_descriptors(group), self._lose)
@@ -91,14 +95,14 @@ class TensorPlane:
 
     def check(self, doing: str) -> None:
         """Raise PeerLostError if a rank is known to be lost."""
-        if self._lost:
+        if self.lost:
             raise PeerLostError(f"{self._who()} lost while rank {self.rank} was {doing}; look at its log")
 
     def explain(self, error: RuntimeError, doing: str, ranks: Sequence[int]) -> GroupError:
         """Turn torch's complaint about an operation into an error that says who is to blame."""
         with self._lost_changed:
-            self._lost_changed.wait_for(lambda: self._lost, _NOTICE_S)
-        if self._lost:
+            self._lost_changed.wait_for(lambda: self.lost, _NOTICE_S)
+        if self.lost:
             return PeerLostError(f"{self._who()} lost while rank {self.rank} was {doing}; look at its log")
         others = ", ".join(str(rank) for rank in ranks if rank != self.rank)
         if "time" in str(error).lower():
@@ -119,7 +123,7 @@ class TensorPlane:
     def close(self) -> None:
         """End all groups, together with the other ranks."""
         try:
-            if not self._lost:
+            if not self.lost:
                 self.metadata.barrier(self.timeout.total_seconds())
         finally:
             self._watch.close()
@@ -142,14 +146,14 @@ class TensorPlane:
 
     def _lose(self, rank: int) -> None:
         with self._lost_changed:
-            self._lost.add(rank)
+            self.lost.add(rank)
             self._lost_changed.notify_all()
         for group in list(self._groups):
             with contextlib.suppress(RuntimeError):
                 break_group(group.pg, self.device, rank=group.rank)
 
     def _who(self) -> str:
-        lost = sorted(self._lost)
+        lost = sorted(self.lost)
         return f"rank {lost[0]} was" if len(lost) == 1 else f"ranks {', '.join(map(str, lost))} were"
 
 
