@@ -1,0 +1,378 @@
+"""Exports against the code of the programs that read them, as far as it runs on a CPU."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import random
+import re
+import shlex
+import sys
+import types
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
+
+import pytest
+from consumers import package_file, run_definitions, run_file
+from test_engines_exporters import example, plan_of, random_splits
+
+import pgplan as pg
+from pgplan.engines import find_exporter
+from pgplan.engines.exporter import find_setting, without_comments
+from pgplan.engines.hugging_face import device_map
+from pgplan.engines.torchtitan import weighted_split
+from pgplan.split import get_pp_indices, sglang_pp_indices
+
+SPLITS = random_splits()[:100]
+
+
+def ranges(split: Sequence[int]) -> list[tuple[int, int]]:
+    return list(pairwise(accumulate(split, initial=0)))
+
+
+@pytest.mark.parametrize(("name", "indices"), [("vllm", get_pp_indices), ("sglang", sglang_pp_indices)])
+def test_serving_engines_cut_where_the_plan_does(
+    name: str, indices: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Their own parsers, whose equality with the engines' code tests/test_split_rules.py shows.
+    for split in SPLITS:
+        text = find_exporter(name).export(plan_of(split))
+        for line in without_comments(text).splitlines():
+            if line.startswith("export "):
+                variable, _, value = line.removeprefix("export ").partition("=")
+                monkeypatch.setenv(variable, value)
+        layers, stages = sum(split), len(split)
+        if stages > 1:
+            assert [indices(layers, rank, stages) for rank in range(stages)] == ranges(split)
+        assert shlex.split(text.replace("\\\n", " "), comments=True)
+
+
+@pytest.fixture
+def megatron(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return megatron-core's layout class, beside which only ``parallel_state`` is missing."""
+    file = package_file("megatron.core", "transformer/pipeline_parallel_layer_layout.py")
+    enums = types.ModuleType("megatron.core.transformer.enums")
+    enums.LayerType = run_file(package_file("megatron.core", "transformer/enums.py"))["LayerType"]  # type: ignore[attr-defined]
+    core = types.ModuleType("megatron.core")
+    core.parallel_state = None  # type: ignore[attr-defined]
+    for module in (core, types.ModuleType("megatron.core.transformer"), enums):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return types.SimpleNamespace(layout=run_file(file)["PipelineParallelLayerLayout"], kinds=enums.LayerType)
+
+
+@pytest.mark.parametrize("name", ["megatron", "megatron-bridge"])
+@pytest.mark.parametrize(("virtual_stages", "mtp_layers"), [(1, 0), (1, 2), (2, 0), (3, 1)])
+def test_megatron_core_builds_the_layers_of_the_plan(
+    megatron: Any, name: str, virtual_stages: int, mtp_layers: int
+) -> None:
+    exporter = find_exporter(name, virtual_stages=virtual_stages, mtp_layers=mtp_layers)
+    for split in SPLITS:
+        if min(split) < virtual_stages:
+            continue
+        text = exporter.export(plan_of(split))
+        layout = find_setting(text, "pipeline-model-parallel-layout")
+        built = megatron.layout(layout, len(split))
+        built.validate_layer_layout(sum(split), mtp_layers)
+        assert built.virtual_pipeline_model_parallel_size == virtual_stages
+        kinds = [[kind for chunk in rank for kind in chunk] for rank in built.layout]
+        assert tuple(rank.count(megatron.kinds.decoder) for rank in kinds) == split
+        assert [rank.count(megatron.kinds.mtp) for rank in kinds][-1] == mtp_layers
+
+
+def test_layouts_are_read_as_megatron_core_reads_them(megatron: Any) -> None:
+    for layout, stages in [
+        ("Et*2|(t*2|)*34,t*3|(t*2|)*3,tL", 8),
+        ("Et|(tt|)*30L", 16),
+        ("Et*4|(tttt|)*14tmL", 16),
+        ("Et*4|(t*7|)*5t*8|tmL", 4),
+    ]:
+        built = megatron.layout(layout, stages)
+        ours = find_exporter("megatron").find_split(layout, num_layers=0, pp_size=stages)
+        decoder = megatron.kinds.decoder
+        assert ours == tuple(sum(chunk.count(decoder) for chunk in rank) for rank in built.layout)
+
+
+def torchtitan_generator() -> Any:
+    file = package_file("torchtitan", "distributed/pipeline_parallel.py")
+    name = "_generate_llm_fqn_per_model_part"
+    return run_definitions(file, name)[name]
+
+
+def test_torchtitan_generates_the_modules_that_are_listed() -> None:
+    generate = torchtitan_generator()
+    exporter = find_exporter("torchtitan")
+    rng = random.Random(4)
+    for _ in range(300):
+        stages, first, last = rng.randint(1, 8), rng.randint(0, 5), rng.randint(0, 5)
+        layers = rng.randint(stages, 100)
+        split = weighted_split(layers, stages, first=first, last=last)
+        if split is None:
+            with pytest.raises(ValueError, match=r"exceeds|greater|empty"):
+                generate(stages, layers, first, last)
+            continue
+        listed = generate(stages, layers, first, last)
+        assert tuple(sum(name.startswith("layers.") for name in part) for part in listed) == split
+        if min(split) > 0:
+            text = exporter.export(plan_of(split))
+            scope: dict[str, Any] = {"parallelism": types.SimpleNamespace()}
+            exec(text, scope)
+            assert scope["parallelism"].module_fqns_per_model_part == listed
+
+
+def deepspeed_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return ``deepspeed.pipe`` with DeepSpeed's own partitioning, on a module without processes."""
+    file = package_file("deepspeed", "runtime/pipe/module.py")
+    numbers = run_definitions(
+        package_file("deepspeed", "runtime/utils.py"),
+        "partition_uniform",
+        "partition_balanced",
+        "call_to_str",
+    )
+    space = run_definitions(
+        file,
+        "LayerSpec",
+        "PipelineModule._find_layer_type",
+        "PipelineModule._partition_layers",
+        "PipelineModule._set_bounds",
+        re=re,
+        regex=re,
+        nn=pytest.importorskip("torch").nn,
+        ds_utils=types.SimpleNamespace(**numbers),
+        dist=types.SimpleNamespace(is_initialized=lambda: False),
+        logger=types.SimpleNamespace(info=lambda message: None),
+        print=lambda *words: None,
+    )
+
+    class PipelineModule:
+        stage = 0
+
+        def __init__(self, specs: list[Any], num_stages: int, partition_method: str = "parameters") -> None:
+            self._layer_specs, self.num_stages, self.global_rank = specs, num_stages, self.stage
+            self.loss_fn = None
+            coordinate = types.SimpleNamespace(pipe=self.stage)
+            self._topo = types.SimpleNamespace(get_coord=lambda rank: coordinate)
+            self._partition_layers(method=partition_method)
+
+        _find_layer_type = space["_find_layer_type"]
+        _partition_layers = space["_partition_layers"]
+        _set_bounds = space["_set_bounds"]
+
+    pipe = types.ModuleType("deepspeed.pipe")
+    pipe.PipelineModule = PipelineModule  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deepspeed", types.ModuleType("deepspeed"))
+    monkeypatch.setitem(sys.modules, "deepspeed.pipe", pipe)
+    return types.SimpleNamespace(spec=space["LayerSpec"], module=PipelineModule)
+
+
+@pytest.mark.parametrize("form", ["parts", "types"])
+def test_deepspeed_cuts_where_the_plan_does(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nn = pytest.importorskip("torch").nn
+    deepspeed = deepspeed_module(monkeypatch)
+    exporter = find_exporter("deepspeed", form=form)
+    for split in [*(split for split in SPLITS if sum(split) < 40), (19, 21, 21, 19)]:
+        bounds = list(accumulate((split[0] + 1, *split[1:]), initial=0))
+        bounds[-1] += 2
+        specs = [deepspeed.spec(nn.Identity) for _ in range(sum(split) + 3)]
+        for stage in range(len(split)):
+            monkeypatch.setattr(deepspeed.module, "stage", stage)
+            scope: dict[str, Any] = {"specs": list(specs)}
+            exec(exporter.export(plan_of(split)), scope)
+            model = scope["model"] if form == "types" else scope["PlannedPipeline"](specs, len(split))
+            assert list(model.parts) == bounds
+            assert (model._local_start, model._local_stop) == (bounds[stage], bounds[stage + 1])
+
+
+def test_colossalai_distributes_as_listed_and_by_default() -> None:
+    file = package_file("colossalai", "pipeline/stage_manager.py")
+    from typing import Optional
+
+    distribute = run_definitions(
+        file, "PipelineStageManager.distribute_layers", List=list, Optional=Optional
+    )["distribute_layers"]
+    exporter = find_exporter("colossalai")
+    for split in SPLITS:
+        plugin: dict[str, Any] = {}
+        text = exporter.export(plan_of(split)).replace("from colossalai", "# from colossalai")
+        exec(text, {"HybridParallelPlugin": lambda plugin=plugin, **fields: plugin.update(fields)})
+        given = types.SimpleNamespace(
+            num_layers_per_stage=plugin["num_layers_per_stage"],
+            num_stages=plugin["pp_size"],
+            num_model_chunks=1,
+        )
+        assert tuple(distribute(given, sum(split))) == split
+        given.num_layers_per_stage = None
+        assert tuple(distribute(given, sum(split))) == exporter.default_split(sum(split), len(split))
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("torchgpipe", "torchgpipe"), ("fairscale", "fairscale.nn.pipe")]
+)
+# FairScale warns that torch once had its Pipe.
+@pytest.mark.filterwarnings("ignore:fairscale.nn.Pipe has been upstreamed:DeprecationWarning")
+def test_sequential_models_are_cut_where_the_plan_does(name: str, module: str) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip(module)
+    exporter = find_exporter(name)
+    for split in SPLITS[:20]:
+        layers = [torch.nn.Identity() for _ in range(sum(split) + 3)]
+        scope: dict[str, Any] = {"model": torch.nn.Sequential(*layers)}
+        devices = f"devices={list(range(len(split)))}"
+        text = exporter.export(plan_of(split))
+        assert devices in text
+        exec(text.replace(devices, f"devices={['cpu'] * len(split)}"), scope)
+        held = [list(part.children()) for part in scope["model"].partitions]
+        counts = [len(part) for part in held]
+        counts[0] -= 1
+        counts[-1] -= 2
+        assert tuple(counts) == split
+        assert [layer for part in held for layer in part] == layers
+
+
+def test_mlx_ranks_own_the_layers_of_their_stage() -> None:
+    mixin = run_file(package_file("mlx_lm", "models/pipeline.py"))["PipelineMixin"]
+    exporter = find_exporter("mlx")
+    for split in SPLITS:
+        given = find_setting(without_comments(exporter.export(plan_of(split))), "split")
+        owned = []
+        for rank in range(len(split)):
+            model = mixin()
+            model.layers = list(range(sum(split)))
+            group = types.SimpleNamespace(rank=lambda rank=rank: rank, size=lambda split=split: len(split))
+            model.pipeline(group, split=json.loads(given or ""))
+            owned.append((model.start_idx, model.start_idx + len(model.pipeline_layers)))
+        assert owned[::-1] == ranges(split)
+
+
+@pytest.mark.parametrize("name", ["yaml", "tensorrt-llm"])
+def test_yaml_is_yaml(name: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    for split in SPLITS:
+        data = yaml.safe_load(find_exporter(name).export(plan_of(split)))
+        # TensorRT-LLM: as many counts as ranks, which add up to the layers.
+        assert tuple(data["split" if name == "yaml" else "pp_partition"]) == split
+        assert data["pp_size" if name == "yaml" else "pipeline_parallel_size"] == len(split)
+
+
+def test_galvatron_strategies_have_a_word_per_layer() -> None:
+    for split in SPLITS:
+        config = json.loads(find_exporter("galvatron").export(plan_of(split)))
+        assert sum(map(int, config["pp_division"].split(","))) == sum(split)
+        for field in ("tp_sizes_enc", "tp_consecutive_flags", "dp_types_enc", "use_sp", "checkpoint"):
+            assert len(config[field].split(",")) == sum(split)
+
+
+def test_petals_servers_parse_their_ranges() -> None:
+    for split in SPLITS:
+        lines = without_comments(find_exporter("petals").export(plan_of(split))).splitlines()
+        words = [shlex.split(line) for line in lines]
+        indices = [line[line.index("--block_indices") + 1] for line in words]
+        # petals/server/server.py: two whole numbers around a colon, the second excluded.
+        blocks = [range(*(int(index.strip()) for index in text.split(":"))) for text in indices]
+        assert [(block.start, block.stop) for block in blocks] == ranges(split)
+
+
+def tiny_config(name: str, num_layers: int) -> tuple[Any, Any]:
+    """Return transformers' class and a small configuration for a catalogue model."""
+    transformers = pytest.importorskip("transformers")
+    kinds = {
+        "llama-3.1-70b": "Llama",
+        "qwen3-0.6b": "Qwen3",
+        "mixtral-8x7b": "Mixtral",
+        "deepseek-v3": "DeepseekV3",
+        "gpt-oss-20b": "GptOss",
+        "gemma-2-9b": "Gemma2",
+        "phi-4": "Phi3",
+        "glm-4.5": "Glm4Moe",
+    }
+    if name in kinds:
+        config = getattr(transformers, f"{kinds[name]}Config")(num_hidden_layers=num_layers)
+        return getattr(transformers, f"{kinds[name]}ForCausalLM"), config
+    vision = {"gemma-3-4b": "Gemma3", "qwen3-vl-8b": "Qwen3VL", "qwen3-vl-235b-a22b": "Qwen3VLMoe"}[name]
+    config = getattr(transformers, f"{vision}Config")(text_config={"num_hidden_layers": num_layers})
+    return getattr(transformers, f"{vision}ForConditionalGeneration"), config
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-3.1-70b",
+        "qwen3-0.6b",
+        "mixtral-8x7b",
+        "deepseek-v3",
+        "gpt-oss-20b",
+        "gemma-2-9b",
+        "phi-4",
+        "glm-4.5",
+        "gemma-3-4b",
+        "qwen3-vl-8b",
+        "qwen3-vl-235b-a22b",
+    ],
+)
+def test_device_maps_cover_the_models_of_transformers(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    utils = pytest.importorskip("accelerate.utils")
+    split = (1, 2, 1)
+    kind, config = tiny_config(name, sum(split))
+    with torch.device("meta"):
+        model = kind(config)
+    places = device_map(pg.load_model(name).with_layers(sum(split)), split)
+    # Complains of tensors without a device; warns (an error here) of names that the model lacks.
+    utils.check_device_map(model, places)
+    parts = set(getattr(model, "_no_split_modules", None) or ())
+    unsplit = [module for module, child in model.named_modules() if type(child).__name__ in parts]
+    for module in unsplit:
+        below = {place for name, place in places.items() if name.startswith(f"{module}.")}
+        assert len(below) <= 1
+
+
+def test_device_maps_are_refused_where_names_are_not_known() -> None:
+    model = pg.load_model("llama-4-scout")
+    with pytest.raises(pg.EngineError, match="not known for Llama4ForConditionalGeneration; export to json"):
+        device_map(model, (24, 24))
+
+
+# torch.export warns of its own use of a class that it deprecates.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+def test_torch_traces_and_cuts_a_model() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Layers(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = torch.nn.Module()
+            self.model.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(6))
+
+        def forward(self, x: Any) -> Any:
+            for layer in self.model.layers:
+                x = layer(x)
+            return x
+
+    split = (1, 3, 2)
+    scope: dict[str, Any] = {"model": Layers(), "microbatch": (torch.ones(2, 4),)}
+    exec(find_exporter("torch").export(plan_of(split)), scope)
+    stages = [scope["pipe"].get_stage_module(stage) for stage in range(len(split))]
+    weights = [[name for name, _ in stage.named_parameters() if "weight" in name] for stage in stages]
+    assert tuple(map(len, weights)) == split
+    assert "layers.0." in weights[0][0]
+    assert "layers.5." in weights[2][-1]
+
+
+class TestVersions:
+    """What the table of engines says they were checked against, where the package is at hand."""
+
+    PACKAGES: ClassVar[dict[str, str]] = {
+        "megatron": "megatron-core",
+        "torchtitan": "torchtitan",
+        "torchgpipe": "torchgpipe",
+        "mlx": "mlx-lm",
+    }
+
+    @pytest.mark.parametrize("name", PACKAGES)
+    def test_exports_are_for_the_version_that_they_are_checked_against(self, name: str) -> None:
+        try:
+            version = importlib.metadata.version(self.PACKAGES[name])
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"{self.PACKAGES[name]} is not installed")
+        assert find_exporter(name).checked.startswith(("megatron-core ", version[:3]))
+        assert example().export(name)
