@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import pgplan as pg
+from pgplan.engines import exporter_names
 
 NOTEBOOKS = Path(pg.__file__).parents[1] / "notebooks"
 PLAN = "plan llama-3.1-70b --gpu H200 --pp 4"
@@ -273,7 +274,7 @@ def test_export_warns_of_a_plan_that_does_not_fit(tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "names"),
-    [("models", pg.catalogue_names()), ("gpus", pg.gpu_names()), ("engines", pg.engine_names())],
+    [("models", pg.catalogue_names()), ("gpus", pg.gpu_names()), ("engines", exporter_names())],
 )
 def test_listings_name_everything(command, names, tmp_path):
     done = pgplan(f"{command} --json", cwd=tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pgplan
+from pgplan.engines import exporter_names
 
 ROOT = Path(pgplan.__file__).parents[1]
 
@@ -70,7 +71,7 @@ def test_it_plans_without_any_dependency(installed, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "names"),
-    [("models", pgplan.catalogue_names()), ("gpus", pgplan.gpu_names()), ("engines", pgplan.engine_names())],
+    [("models", pgplan.catalogue_names()), ("gpus", pgplan.gpu_names()), ("engines", exporter_names())],
 )
 def test_it_carries_its_data(command, names, installed, tmp_path):
     listed = json.loads(run(installed / "python", "-m", "pgplan", command, "--json", cwd=tmp_path))

@@ -66,13 +66,13 @@ def _make_parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"pgplan {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_plan(commands)
-    export = _add_command(commands, "export", "write a plan as the configuration of an engine")
+    export = _add_command(commands, "export", "write a plan as an engine's configuration")
     export.add_argument("plan", metavar="PLAN.json", help="what 'pgplan plan -o' wrote")
-    export.add_argument("--to", metavar="ENGINE", help="e.g. vllm, sglang==0.5.23; default: the plan's own")
+    export.add_argument("--to", metavar="ENGINE", help="e.g. sglang, megatron; default: the plan's own")
     for name, summary in (
         ("models", "list the models that are known by name"),
         ("gpus", "list the GPUs that are known by name"),
-        ("engines", "list the engines, with the version and the variable that exports are for"),
+        ("engines", "list what plans are made for and exported to"),
     ):
         _add_json(_add_command(commands, name, summary))
     lab = _add_command(commands, "lab", "open JupyterLab on a fresh copy of the notebooks")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pgplan.codec import to_data
-from pgplan.engines import engine_names, find_engine
+from pgplan.engines import Engine, exporter_names, find_exporter
 from pgplan.hardware import find_gpu, gpu_names
 from pgplan.model import catalogue_entry, catalogue_names, load_model
 from pgplan.split import format_split
@@ -76,25 +76,33 @@ def print_gpus(args: Namespace) -> int:
 
 
 def print_engines(args: Namespace) -> int:
-    """Print the engines: version, override variable, and what their own rule makes of 62 layers."""
-    engines = [find_engine(name) for name in engine_names()]
+    """Print what plans are made for and exported to, and what its own rule makes of 62 layers."""
+    exporters = [find_exporter(name) for name in exporter_names()]
     if args.json:
         return _print_json(
             [
                 {
-                    "name": engine.name,
-                    "title": engine.title,
-                    "version": engine.version,
-                    "override_variable": engine.override_variable,
+                    "name": exporter.name,
+                    "title": exporter.title,
+                    "version": exporter.version,
+                    "plans": isinstance(exporter, Engine),
+                    "syntax": exporter.syntax,
                 }
-                for engine in engines
+                for exporter in exporters
             ]
         )
     rows = [
-        (engine.name, engine.version, engine.override_variable, format_split(engine.default_split(62, 4)))
-        for engine in engines
+        (
+            exporter.name,
+            exporter.version,
+            "yes" if isinstance(exporter, Engine) else "-",
+            format_split(exporter.default_split(62, 4) or ()) or "-",
+            exporter.syntax,
+        )
+        for exporter in exporters
     ]
-    _print_table(("engine", "version", "override variable", "62 layers, 4 stages"), rows)
+    _print_table(("engine", "version", "plans", "62 layers on 4", "reads its split from"), rows)
+    print("\nplans: its memory is known, so plans are made for it; all can be exported to")
     return 0
 
 
