@@ -51,9 +51,9 @@ def test_serving_engines_cut_where_the_plan_does(
 @pytest.fixture
 def megatron(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return megatron-core's layout class, beside which only ``parallel_state`` is missing."""
-    file = package_file("megatron.core", "transformer/pipeline_parallel_layer_layout.py")
+    file = package_file("megatron", "core/transformer/pipeline_parallel_layer_layout.py")
     enums = types.ModuleType("megatron.core.transformer.enums")
-    enums.LayerType = run_file(package_file("megatron.core", "transformer/enums.py"))["LayerType"]  # type: ignore[attr-defined]
+    enums.LayerType = run_file(package_file("megatron", "core/transformer/enums.py"))["LayerType"]  # type: ignore[attr-defined]
     core = types.ModuleType("megatron.core")
     core.parallel_state = None  # type: ignore[attr-defined]
     for module in (core, types.ModuleType("megatron.core.transformer"), enums):
