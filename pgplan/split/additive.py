@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from math import frexp, isfinite
+from operator import sub
 from typing import cast
 
 from pgplan.errors import SplitError
@@ -99,16 +100,19 @@ def _least_bottleneck(prefix: list[int], largest: int, num_stages: int) -> int:
     last = len(prefix) - 1
     nearest, furthest = [0] * num_stages, [last] * num_stages
     while low < high:
-        bound, stop, cuts = (low + high) // 2, 0, []
+        bound, reached = (low + high) // 2, 0
+        cuts, starts = [], []
         for before, beyond in zip(nearest, furthest, strict=True):
-            stop = bisect_right(prefix, prefix[stop] + bound, before, beyond + 1) - 1
-            cuts.append(stop)
-        if stop == last:
-            high = max(prefix[b] - prefix[a] for a, b in pairwise((0, *cuts)))
+            starts.append(reached)
+            cut = bisect_right(prefix, reached + bound, before, beyond + 1) - 1
+            cuts.append(cut)
+            reached = prefix[cut]
+        if cuts[-1] == last:
+            high = max(map(sub, (prefix[cut] for cut in cuts), starts))
             furthest = cuts
         else:
             # Up to the least bound with which some stage takes one layer more, every cut stays as it is.
-            low = min(prefix[b + 1] - prefix[a] for a, b in pairwise((0, *cuts)))
+            low = min(map(sub, (prefix[cut + 1] for cut in cuts), starts))
             nearest = cuts
     return low
 
