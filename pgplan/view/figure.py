@@ -16,7 +16,7 @@ from pgplan.view.layout import row_label, text_width
 from pgplan.view.numbers import GIB, gib, milliseconds, short_count
 from pgplan.view.picture import ALERT, PARTS, STEADY, Part, Phase, Picture, make_picture
 
-_HATCHES = {"none": "", "stripes": "||||", "dots": "....", "bands": "----"}
+_HATCHES = {"none": "", "stripes": "||||", "dots": "....", "bands": "----", "dashes": "++++"}
 _HEIGHT = 0.72
 _INCHES = 11.0
 _LINE = 1.35

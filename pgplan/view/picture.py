@@ -12,7 +12,7 @@ from typing import Literal
 from pgplan.planning.record import Plan, StagePlan
 from pgplan.view.numbers import count, duration, gib, milliseconds, share, short_count, times
 
-Hatch = Literal["none", "stripes", "dots", "bands"]
+Hatch = Literal["none", "stripes", "dots", "bands", "dashes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,8 @@ class Part:
     Args:
         key: Its name in the code.
         label: Its name in the legend.
-        colour: Its fill (the palette of Okabe and Ito, which stays apart under colour-vision deficiency).
+        colour: Its fill: the palette of Okabe and Ito, which stays apart under colour-vision deficiency,
+            with a lighter green, which stays apart in greyscale too.
         ink: The colour of text on it, with a contrast of at least 4.5.
         hatch: The texture that tells it from its neighbours without colour.
     """
@@ -41,8 +42,8 @@ PARTS: tuple[Part, ...] = (
     Part(key="embedding", label="embedding", colour="#56B4E9", hatch="stripes"),
     Part(key="head", label="norm and head", colour="#E69F00", hatch="dots"),
     Part(key="towers", label="towers", colour="#F0E442", hatch="bands"),
-    Part(key="activations", label="activations, logits", colour="#CC79A7"),
-    Part(key="kv", label="KV cache", colour="#009E73"),
+    Part(key="activations", label="activations, logits", colour="#CC79A7", hatch="dashes"),
+    Part(key="kv", label="KV cache", colour="#3FC199"),
     Part(key="stranded", label="stranded KV", colour="none", ink="currentColor", hatch="stripes"),
     Part(key="overhead", label="CUDA context, graphs", colour="#8C939D", hatch="bands"),
 )

@@ -77,6 +77,8 @@ def texture(hatch: Hatch, boxes: list[Box], ink: str) -> str:
         rows, width, dash = (0.5,), height, "1.2 3.6"
     elif hatch == "dots":
         rows, width, dash = (0.28, 0.72), 2.0, "2 3"
+    elif hatch == "dashes":
+        rows, width, dash = (0.5,), 0.25 * height, "4 3"
     else:
         rows, width, dash = (0.25, 0.5, 0.75), 1.0, ""
     path = "".join([f"M{x:.1f} {y + height * row:.1f}h{wide:.1f}" for x, y, wide, _ in boxes for row in rows])

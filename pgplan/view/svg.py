@@ -25,7 +25,7 @@ _SPECK = 0.4
 
 
 def plan_svg(plan: Plan, *, width: int = 960) -> str:
-    """Draw a plan as SVG, ``width`` pixels wide and as high as its stages need."""
+    """Draw a plan as SVG, ``width`` pixels wide (at least 360) and as high as its stages need."""
     return picture_svg(make_picture(plan), width=width)
 
 
