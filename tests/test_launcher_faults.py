@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -218,6 +219,15 @@ def test_what_a_rank_has_started_ends_with_it(then: str, tmp_path: Path) -> None
             run.wait()
         children = [int(log.read_text()) for log in tmp_path.glob("rank*.log") if log.read_text()]
     assert children and soon(lambda: not any(map(runs, children)))
+
+
+def test_a_kernel_without_pidfd_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    assert launch("launcher_entries:echo", ranks=2, args={"value": 1}).results == (1, 1)
+    assert fail("fault", tmp_path, ranks=2, how="exit", where="barrier", victim=1).failures[0].rank == 1
 
 
 def test_fifty_launches_at_once() -> None:

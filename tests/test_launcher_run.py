@@ -84,6 +84,7 @@ def test_an_entry_that_is_not_there_fails_in_its_import(entry: str, cause: str) 
     ("wrong", "message"),
     [
         ({"entry": "nocolon"}, "entry is 'nocolon'; give 'module:function'"),
+        ({"entry": "__main__:cell"}, "which no other process can import; write it into a module"),
         ({"ranks": 0}, "ranks is 0; give 1 or more"),
         ({"timeout": 0}, "timeout is 0 s"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pgplan.errors import BackendError, GroupError
+from pgplan.errors import BackendError, GroupError, GroupTimeoutError
 from pgplan.launcher import launch
 
 torch = pytest.importorskip("torch")
@@ -60,11 +60,11 @@ def test_every_rank_that_came_names_the_one_that_did_not(met: dict[str, list[Any
         assert "is not complete: rank 2 did not come in time" in told
 
 
-def init(host: str, port: int, backend: str, **options: Any) -> Any:
+def init(host: str, port: int, backend: str, *, rank: int = 0, world_size: int = 1, **options: Any) -> Any:
     from pgplan.distributed import stateless_init_torch_distributed_process_group
 
     options.setdefault("timeout", timedelta(seconds=2))
-    return stateless_init_torch_distributed_process_group(host, port, 0, 1, backend, **options)
+    return stateless_init_torch_distributed_process_group(host, port, rank, world_size, backend, **options)
 
 
 def test_a_port_that_is_taken_is_told_with_its_number() -> None:
@@ -72,6 +72,12 @@ def test_a_port_that_is_taken_is_told_with_its_number() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(GroupError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
             init("127.0.0.1", port, "gloo")
+
+
+def test_a_rank_0_that_never_comes_is_named() -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(GroupTimeoutError, match=f"group of 2 at 127.0.0.1:{port}: rank 0 does not answer"):
+        init("127.0.0.1", port, "gloo", rank=1, world_size=2, timeout=timedelta(seconds=1))
 
 
 def test_a_listener_that_is_given_is_used_and_owned() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +26,13 @@ _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_POR
 class RankProcess:
     """Own one worker process and everything that belongs to it.
 
-    The process is watched and signalled by pidfd: a recycled process id can never be hit.
+    As long as its end is not collected with ``reap``, its id cannot be given to another process: a signal
+    never hits a stranger.
     """
 
     rank: int
     process: subprocess.Popen[bytes]
-    pidfd: int
+    exit_fd: int
     channel: protocol.Channel
     lifeline: int
     log: Path
@@ -62,25 +65,23 @@ class RankProcess:
 
     def send_signal(self, number: int) -> None:
         """Send a signal, if the process is still there."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
+        if self.returncode is None:
+            os.kill(self.pid, number)
             self.signalled.add(number)
 
     def ask_for_stacks(self) -> None:
         """Have the process write its threads' stacks; a stopped one is let run for that."""
         self.was_stopped = _kernel_state(self.pid) in ("T", "t")
         if self.phase != "start":  # before that, nobody listens to the signal and it would kill
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, protocol.STACKS_SIGNAL)
-                signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
+            os.kill(self.pid, protocol.STACKS_SIGNAL)
+            os.kill(self.pid, signal.SIGCONT)
 
     def reap(self) -> None:
-        """Collect the exit status of a process that has ended, and end what it left in its group.
+        """Wait for the process's end, end what it left in its group, and collect its exit status.
 
-        The order matters: as long as the ended process is not reaped, its id cannot be given to another
-        process group.
+        In this order, because from then on its id may become that of another process and group.
         """
-        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self.returncode = self.process.wait()
@@ -89,7 +90,7 @@ class RankProcess:
         """Give back the descriptors."""
         self.channel.close()
         os.close(self.lifeline)
-        os.close(self.pidfd)
+        os.close(self.exit_fd)
 
     def log_tail(self, *, lines: int = 20) -> str:
         """Read the last lines that the rank wrote to stdout and stderr."""
@@ -152,7 +153,7 @@ def start_rank(
                 start_new_session=True,
             )
         try:
-            pidfd = os.pidfd_open(process.pid)
+            exit_fd = _exit_fd(process.pid)
         except OSError:
             process.kill()
             process.wait()
@@ -161,12 +162,29 @@ def start_rank(
         return RankProcess(
             rank=rank,
             process=process,
-            pidfd=pidfd,
+            exit_fd=exit_fd,
             channel=channel,
             lifeline=lifeline,
             log=log,
             stacks_file=stacks_file,
         )
+
+
+def _exit_fd(pid: int) -> int:
+    """Return a descriptor that becomes readable when a child ends."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # some sandboxes do without
+            raise
+    reader, writer = os.pipe()
+
+    def wait() -> None:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        os.close(writer)
+
+    threading.Thread(target=wait, name="pgplan-exit", daemon=True).start()
+    return reader
 
 
 def _environment(rank: int, world_size: int) -> dict[str, str]:

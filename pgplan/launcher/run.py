@@ -186,6 +186,8 @@ def start(
     module, _, function = entry.partition(":")
     if not module or not function:
         raise LaunchError(f"entry is {entry!r}; give 'module:function'")
+    if module == "__main__":
+        raise LaunchError(f"entry is {entry!r}, which no other process can import; write it into a module")
     if ranks < 1:
         raise LaunchError(f"ranks is {ranks}; give 1 or more")
     if timeout is not None and not timeout > 0:

@@ -122,7 +122,7 @@ class Supervisor:
                 rank = start_rank(number, sockets, directory=directory, extra_env=env, job=job)
                 self.ranks.append(rank)
                 self._watch(rank.channel.sock, _READ | _WRITE, self._on_channel, rank)
-                self._watch(rank.pidfd, _READ, self._on_gone, rank)
+                self._watch(rank.exit_fd, _READ, self._on_gone, rank)
         except OSError as error:
             raise LaunchError(
                 f"rank {len(self.ranks)} of {count} could not be started: {error}; "
@@ -165,7 +165,7 @@ class Supervisor:
         self._listen(rank)
         if rank.channel.sock in self._selector.get_map():
             self._selector.unregister(rank.channel.sock)
-        self._selector.unregister(rank.pidfd)
+        self._selector.unregister(rank.exit_fd)
         rank.reap()
         self._tell("gone", rank=rank.rank, text=f"exit code {rank.returncode}")
         if rank.returncode != 0 or not rank.has_result:
