@@ -107,9 +107,10 @@ def import_times(repetitions: int) -> dict[str, list[float]]:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Return median and 95th percentile, rounded to a hundredth."""
+    """Return best, median and 95th percentile; the best is what the machine does undisturbed."""
     ranked = sorted(values)
     return {
+        "best_ms": round(ranked[0], 2),
         "median_ms": round(statistics.median(ranked), 2),
         "p95_ms": round(ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))], 2),
     }
@@ -145,13 +146,14 @@ def main() -> None:
     pairs = zip(imports["import pgplan"], imports["pass"], strict=True)
     import_ms = round(statistics.median(ours - bare for ours, bare in pairs), 2)
 
-    print(f"{MODEL} over {STAGES} stages, in a kernel; median (p95) of {options.repetitions}, ms")
-    print(f"{'':16}{'plan':>16}{'svg':>16}{'both':>16}   goal {REPLAN_GOAL_MS:g}")
+    print(f"{MODEL} over {STAGES} stages, in a kernel; best / median / p95 of {options.repetitions}, ms")
+    print(f"{'':16}{'plan':>22}{'svg':>22}{'both':>22}   goal {REPLAN_GOAL_MS:g}")
     results: dict[str, Any] = {}
     for name, steps in replans.items():
         results[name] = {step: summary(values) for step, values in steps.items()}
         cells = "".join(
-            f"{cell['median_ms']:9.2f} ({cell['p95_ms']:.1f})".rjust(16) for cell in results[name].values()
+            f"{cell['best_ms']:.1f} / {cell['median_ms']:.1f} / {cell['p95_ms']:.1f}".rjust(22)
+            for cell in results[name].values()
         )
         verdict = "met" if results[name]["both"]["median_ms"] <= REPLAN_GOAL_MS else "MISSED"
         print(f"{name:16}{cells}   {verdict}")

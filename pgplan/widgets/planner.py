@@ -30,6 +30,14 @@ _DEFAULT_GPU = "H200 SXM 141GB"
 _PICTURE_WIDTH = 900
 _MOST_LAYERS = 256
 _STYLE = {"description_width": "70px"}
+# A message stands below the controls that it is about.
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "model": ("model", "path", "layers"),
+    "cluster": ("gpu", "gpus", "pp", "tp"),
+    "engine": ("engine", "objective"),
+    "split": ("split",),
+}
+_GROUP_OF = {field: group for group, fields in _GROUPS.items() for field in fields}
 
 
 class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -195,16 +203,6 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
             yield
         finally:
             self._is_syncing = False
-
-
-# A message stands below the controls that it is about.
-_GROUPS: dict[str, tuple[str, ...]] = {
-    "model": ("model", "path", "layers"),
-    "cluster": ("gpu", "gpus", "pp", "tp"),
-    "engine": ("engine", "objective"),
-    "split": ("split",),
-}
-_GROUP_OF = {field: group for group, fields in _GROUPS.items() for field in fields}
 
 
 def _make_controls() -> dict[str, W.Widget]:
