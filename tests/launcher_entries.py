@@ -155,3 +155,11 @@ def give_a_set(worker: Worker) -> set[int]:
 def deaf_sleep(worker: Worker, *, seconds: float) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sleep(worker, seconds=seconds)
+
+
+def wait_in_vain(worker: Worker) -> None:
+    """The last rank never comes to the barrier; the others' time for it is over long before the run's."""
+    worker.phase("waiting")
+    if worker.rank == worker.world_size - 1:
+        loop_for_ever()
+    worker.group.barrier(timeout=1.0)

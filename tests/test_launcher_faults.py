@@ -153,6 +153,15 @@ def test_a_rank_that_hangs_is_named_with_its_stacks(how: str, ranks: int, tmp_pa
 
 
 @RANKS
+def test_when_all_blame_a_peer_that_hangs_its_stacks_are_told(ranks: int, tmp_path: Path) -> None:
+    error = fail("wait_in_vain", tmp_path, ranks=ranks)
+    assert "GroupTimeoutError" in error.failures[0].cause and f"rank {ranks - 1}" in error.failures[0].cause
+    assert len(error.failures) == ranks - 1
+    (stacks,) = [note for note in error.__notes__ if note.startswith(f"Stacks of rank {ranks - 1}")]
+    assert "loop_for_ever" in stacks
+
+
+@RANKS
 def test_the_deaf_are_killed_after_the_grace(ranks: int, tmp_path: Path) -> None:
     began_s = time.monotonic()
     error = fail("deaf", tmp_path, ranks=ranks, victim=0)

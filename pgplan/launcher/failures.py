@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,15 +82,26 @@ def first_failure_first(ranks: Sequence[RankProcess]) -> list[RankProcess]:
     return [rank for *_, rank in sorted(failed, key=lambda entry: entry[:2])]
 
 
-def launch_error(entry: str, failures: Sequence[RankFailure], *, ranks: int, log_dir: Path) -> GroupError:
-    """Make the error for ranks that failed; the first is the headline, the rest stands in the notes."""
+def launch_error(
+    entry: str, failures: Sequence[RankFailure], silent: Mapping[int, str], *, ranks: int, log_dir: Path
+) -> GroupError:
+    """Make the error for ranks that failed; the first is the headline, the rest stands in the notes.
+
+    Args:
+        entry: What they ran.
+        failures: How they failed, the first one first.
+        silent: The stacks of ranks that did not fail, where they were asked for because all the others
+            blame a peer.
+        ranks: How many ranks there are.
+        log_dir: Where the logs are.
+    """
     first = failures[0]
     error = LaunchError(
         f"rank {first.rank} of {ranks} (pid {first.pid}) failed in phase {first.phase!r} of {entry}: "
         f"{first.cause}",
         failures=failures,
     )
-    _add_details(error, failures, log_dir)
+    _add_details(error, failures, log_dir, silent)
     return error
 
 
@@ -105,16 +116,19 @@ def timeout_error(
         "and a longer timeout= gives them more time",
         failures=failures,
     )
-    _add_details(error, failures, log_dir)
+    _add_details(error, failures, log_dir, {})
     return error
 
 
-def _add_details(error: BaseException, failures: Sequence[RankFailure], log_dir: Path) -> None:
+def _add_details(
+    error: BaseException, failures: Sequence[RankFailure], log_dir: Path, silent: Mapping[int, str]
+) -> None:
     first, *others = failures
     for title, text in (
         (f"Traceback in rank {first.rank}:", first.traceback),
         (f"Last lines of rank {first.rank}:", "" if first.traceback else first.log_tail),
         *((f"Stacks of rank {failure.rank} ({failure.cause}):", failure.stacks) for failure in failures),
+        *((f"Stacks of rank {rank}, which did not fail:", stacks) for rank, stacks in silent.items()),
         ("After that:", "\n".join(map(str, others)) if not first.stacks else ""),
     ):
         if text:

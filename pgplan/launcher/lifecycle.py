@@ -12,7 +12,7 @@ is recorded by the caller, and the run goes on ending.
     STARTING *   PEER_FAILED   SETTLING     a rank blames a peer: wait for the peer's own report
     STARTING *   DEADLINE      INSPECTING   the time is over: ask the ranks that hang for their stacks
     SETTLING     FAILED        STOPPING     here is the cause
-    SETTLING     DEADLINE      STOPPING     nobody else reported; the first complaint is the headline
+    SETTLING     DEADLINE      INSPECTING   nobody else reported: the blamed peer may hang, so ask for stacks
     INSPECTING   DEADLINE      STOPPING     the stacks are written
     STOPPING     DEADLINE      KILLING      somebody is deaf to SIGTERM
     KILLING      DEADLINE      ENDED        somebody survives SIGKILL, stuck in the kernel: give up on it
@@ -65,8 +65,8 @@ TRANSITIONS: dict[tuple[State, Happening], State] = {
     (_S.RUNNING, _H.ALL_DONE): _S.FINISHING,
     **{(state, _H.FAILED): _S.STOPPING for state in (*_WORKING, _S.SETTLING)},
     **{(state, _H.PEER_FAILED): _S.SETTLING for state in _WORKING},
-    **{(state, _H.DEADLINE): _S.INSPECTING for state in _WORKING},
-    **{(state, _H.DEADLINE): _S.STOPPING for state in (_S.SETTLING, _S.INSPECTING)},
+    **{(state, _H.DEADLINE): _S.INSPECTING for state in (*_WORKING, _S.SETTLING)},
+    (_S.INSPECTING, _H.DEADLINE): _S.STOPPING,
     **{(state, _H.CANCELLED): _S.STOPPING for state in (*_WORKING, _S.SETTLING, _S.INSPECTING)},
     (_S.STOPPING, _H.DEADLINE): _S.KILLING,
     (_S.KILLING, _H.DEADLINE): _S.ENDED,

@@ -245,7 +245,8 @@ class Supervisor:
             return timeout_error(entry, hung, ranks=count, after=self._lateness, log_dir=directory)
         if failed := first_failure_first(self.ranks):
             failures = [failure_of(rank) for rank in failed]
-            return launch_error(entry, failures, ranks=count, log_dir=directory)
+            silent = {rank.rank: rank.stacks() for rank in self.ranks if rank.failed_at is None}
+            return launch_error(entry, failures, silent, ranks=count, log_dir=directory)
         return None
 
     def _leave_nothing(self) -> None:
