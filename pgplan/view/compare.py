@@ -67,7 +67,13 @@ class Comparison:
 
 
 def compare_plans(a: Plan, b: Plan) -> Comparison:
-    """Set plan ``b`` beside ``a``; they may differ in everything, the number of stages included."""
+    """Set plan ``b`` beside ``a``; they may differ in everything, the number of stages included.
+
+    >>> from pgplan import Cluster, plan
+    >>> made = plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="default")
+    >>> compare_plans(made, made).words.partition(", KV")[0]
+    'decode ±0 %, prefill ±0 %'
+    """
     return Comparison(a=a, b=b)
 
 

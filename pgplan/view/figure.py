@@ -34,7 +34,13 @@ class PlanFigure(Figure):
 
 
 def plan_figure(plan: Plan) -> Figure:
-    """Draw memory and time per stage as a matplotlib figure."""
+    """Draw memory and time per stage as a matplotlib figure.
+
+    >>> from pgplan import Cluster, plan
+    >>> made = plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="default")
+    >>> len(plan_figure(made).axes)
+    3
+    """
     picture = make_picture(plan)
     stages = len(picture.rows)
     pitch, font = next((pitch, font) for most, pitch, font in _ROWS if stages <= most)

@@ -36,7 +36,13 @@ _TIMES = (
 
 
 def plan_frame(plan: Plan) -> pd.DataFrame:
-    """Return one row per stage, memory per GPU; the column names carry the units (GiB = 2^30 bytes)."""
+    """Return one row per stage, memory per GPU; the column names carry the units (GiB = 2^30 bytes).
+
+    >>> from pgplan import Cluster, plan
+    >>> made = plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="default")
+    >>> plan_frame(made)["weights_gib"].round(2).tolist()
+    [7.51, 7.51]
+    """
     import pandas as pd
 
     rows = [_row(stage) for stage in plan.stages]

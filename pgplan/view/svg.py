@@ -25,7 +25,13 @@ _SPECK = 0.4
 
 
 def plan_svg(plan: Plan, *, width: int = 960) -> str:
-    """Draw a plan as SVG, ``width`` pixels wide (at least 360) and as high as its stages need."""
+    """Draw a plan as SVG, ``width`` pixels wide (at least 360) and as high as its stages need.
+
+    >>> from pgplan import Cluster, plan
+    >>> made = plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="default")
+    >>> plan_svg(made, width=480)[:58]
+    '<svg xmlns="http://www.w3.org/2000/svg" width="480" height'
+    """
     return picture_svg(make_picture(plan), width=width)
 
 

@@ -18,6 +18,11 @@ def plan_text(plan: Plan, *, width: int | None = None) -> str:
     Args:
         plan: The plan.
         width: Letters per line; ``None``: as many as the terminal has, 80 where there is none.
+
+    >>> from pgplan import Cluster, plan
+    >>> made = plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="default")
+    >>> print(plan_text(made, width=80).splitlines()[0])
+    llama-3.1-8b on 2 x H200 SXM 141GB, vllm==0.33, split 16,16
     """
     columns = width if width is not None else shutil.get_terminal_size(fallback=(80, 24)).columns
     split = ",".join(map(str, plan.split))
