@@ -47,6 +47,7 @@ lab: $(INSTALLED)
 bench: $(BENCHES)
 	$(BIN)/python benchmarks/split.py
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/readme.py
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
