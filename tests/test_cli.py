@@ -314,6 +314,18 @@ def test_a_closed_pipe_is_silent(tmp_path):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_a_closed_or_full_output_is_no_traceback(tmp_path):
+    words = [sys.executable, "-m", "pgplan", "models"]
+    closed = subprocess.run(
+        ["sh", "-c", shlex.join(words) + " >&-"], capture_output=True, text=True, check=False
+    )
+    assert (closed.returncode, closed.stderr) == (0, "")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left" in done.stderr
+
+
 def test_a_terminal_without_unicode_is_no_error(tmp_path):
     done = pgplan(f"{PLAN} --compare-with default", cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ line on stderr; 130 after Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["export", "missing.json"])
     2
     """
+    if sys.stdout is None:  # closed by whoever started the program: print to no one
+        sys.stdout = io.StringIO()
     # A terminal that cannot show an arrow or a dash gets a question mark rather than a traceback.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     except OSError as error:
-        return _say(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}", code=2)
+        return _say(f"{error.filename or 'the output'} cannot be used: {error.strerror or error}", code=2)
     except RecursionError:
         return _say("a JSON file may not be nested so deeply; give one that pgplan or a model wrote", code=2)
 
