@@ -169,6 +169,7 @@ def dies_in(worker: Worker, *, operation: str, victim: int) -> None:
         waits: dict[str, Callable[[], object]] = {
             "all_reduce": lambda: group.all_reduce(tensor),
             "barrier": group.barrier,
+            "making": plane.group,
             "receiving": lambda: group.recv(
                 tensor, survivors[0] if worker.rank != survivors[0] else survivors[1]
             ),

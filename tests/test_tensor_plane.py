@@ -53,7 +53,7 @@ def test_a_peer_that_does_not_do_its_part_is_named(seen: dict[str, list[Any]]) -
 
 
 @pytest.mark.parametrize(
-    ("operation", "ranks", "victim"), [("all_reduce", 4, 2), ("receiving", 4, 0), ("barrier", 2, 1)]
+    ("operation", "ranks", "victim"), [("all_reduce", 4, 2), ("receiving", 4, 0), ("making", 2, 1)]
 )
 def test_a_death_ends_every_wait_and_every_rank_names_the_dead(
     operation: str, ranks: int, victim: int, tmp_path: Path

@@ -21,6 +21,7 @@ from pgplan.errors import GroupError, GroupTimeoutError, PeerLostError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
+    from torch.distributed import ProcessGroup
 
     from pgplan.distributed.group import StatelessProcessGroup
 
@@ -57,10 +58,12 @@ class TensorPlane:
         self.rank, self.world_size = group.rank, group.world_size
         self.backend, self.device = backend, torch.device(device)
         self.timeout = timedelta(seconds=timeout_s)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.metadata = group
         self._groups: list[TensorGroup] = []
         self.lost: set[int] = set()
-        self._lost_changed = threading.Condition()
+        self._news = threading.Condition()
         self._store, self._store_fd = _shared_store(group)
         self._watch = _Watch(_descriptors(group), self._lose)
 
@@ -69,7 +72,6 @@ class TensorPlane:
 
         With NCCL the communicator is made here, not at the first operation.
         """
-        import torch
         from torch._C._distributed_c10d import PrefixStore
 
         members = tuple(ranks) if ranks is not None else tuple(range(self.world_size))
@@ -78,20 +80,47 @@ class TensorPlane:
                 f"rank {self.rank} is not one of the group's ranks {members}; only those make it"
             )
         made_before = sum(group.ranks == members for group in self._groups)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        pg = build_group(
-            self.backend,
-            PrefixStore(f"{members}/{made_before}", self._store),
-            rank=members.index(self.rank),
-            size=len(members),
-            timeout=self.timeout,
-            device=self.device,
-            hostname=LOOPBACK[0],
-        )
+        pg = self._make(members, PrefixStore(f"{members}/{made_before}", self._store))
         group = TensorGroup(pg, members, self)
         self._groups.append(group)
         return group
+
+    def _make(self, members: tuple[int, ...], store: Store) -> ProcessGroup:
+        """Make torch's group in a thread that is left behind if a rank goes: torch would wait for it."""
+        import torch
+
+        made: list[ProcessGroup | Exception] = []
+
+        def make() -> None:
+            try:
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)
+                made.append(
+                    build_group(
+                        self.backend,
+                        store,
+                        rank=members.index(self.rank),
+                        size=len(members),
+                        timeout=self.timeout,
+                        device=self.device,
+                        hostname=LOOPBACK[0],
+                    )
+                )
+            except Exception as error:
+                made.append(error)
+            with self._news:
+                self._news.notify_all()
+
+        threading.Thread(target=make, name="pgplan-group", daemon=True).start()
+        with self._news:
+            self._news.wait_for(lambda: made or self.lost)
+        if not made:
+            self.check("making a group")
+        if isinstance(made[0], RuntimeError) and not isinstance(made[0], GroupError):
+            raise self.explain(made[0], "making a group", members) from made[0]
+        if isinstance(made[0], Exception):
+            raise made[0]
+        return made[0]
 
     def check(self, doing: str) -> None:
         """Raise PeerLostError if a rank is known to be lost."""
@@ -100,8 +129,8 @@ class TensorPlane:
 
     def explain(self, error: RuntimeError, doing: str, ranks: Sequence[int]) -> GroupError:
         """Turn torch's complaint about an operation into an error that says who is to blame."""
-        with self._lost_changed:
-            self._lost_changed.wait_for(lambda: self.lost, _NOTICE_S)
+        with self._news:
+            self._news.wait_for(lambda: self.lost, _NOTICE_S)
         if self.lost:
             return PeerLostError(f"{self._who()} lost while rank {self.rank} was {doing}; look at its log")
         others = ", ".join(str(rank) for rank in ranks if rank != self.rank)
@@ -145,9 +174,9 @@ class TensorPlane:
             self._watch.close()
 
     def _lose(self, rank: int) -> None:
-        with self._lost_changed:
+        with self._news:
             self.lost.add(rank)
-            self._lost_changed.notify_all()
+            self._news.notify_all()
         for group in list(self._groups):
             with contextlib.suppress(RuntimeError):
                 break_group(group.pg, self.device, rank=group.rank)
