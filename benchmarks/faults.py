@@ -40,7 +40,7 @@ from pgplan.errors import LaunchError, LaunchTimeoutError  # noqa: E402
 from pgplan.launcher import Event, Worker, launch, start  # noqa: E402
 
 DETECT_S, GONE_S, GRACE_S = 1.0, 2.0, 2.0
-HANG_AFTER_S = 0.5
+HANG_AFTER_S = 2.0
 MEMORY_BACK_S, MEMORY_SLACK_MIB = 5.0, 50
 
 
