@@ -173,7 +173,8 @@ def hit_launcher(ranks: int, number: int, *, from_thread: bool) -> dict[str, flo
     """Send a signal to a launcher whose ranks sleep, and time how long they live on."""
     go = f"global run; run = start('faults:sleep', ranks={ranks})"
     script = (
-        f"import sys, threading, time; sys.path[:0] = {sys.path[:2]!r}\n"
+        f"import signal, sys, threading, time; sys.path[:0] = {sys.path[:2]!r}\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         f"from pgplan.launcher import start\ndef go():\n    {go}\n"
         + ("t = threading.Thread(target=go); t.start(); t.join()\n" if from_thread else "go()\n")
         + f"while [e.text for e in run.events].count('sleeping') < {ranks}: time.sleep(0.005)\n"
