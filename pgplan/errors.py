@@ -9,6 +9,7 @@
     │   ├── EngineError                        an engine, its version, what it cannot express
     │   └── DivisibilityError (AssertionError) a size that must divide does not
     ├── InfeasibleError                        well-formed, but nothing fits; exit code 1
+    │   └── SplitInfeasibleError               (pgplan.split) every split breaks a stage's limit
     └── GroupError (RuntimeError)              process groups and workers
         ├── GroupTimeoutError (TimeoutError)   a wait ended; names the ranks that were missing
         ├── PeerLostError (ConnectionError)    a peer died or left; names it

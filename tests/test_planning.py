@@ -140,6 +140,19 @@ def test_memory_leaves_the_most_free_on_the_fullest_stage() -> None:
     assert free(chosen) == max(free(plan) for plan in others)
 
 
+def test_of_equally_good_splits_the_default_is_kept() -> None:
+    # 62 equal layers over 4 stages: the ends hold embedding and head, so 15,16,16,15 and no other order.
+    model = pg.load_model("llama-3.1-8b").with_layers(62)
+    plan = pg.plan(model, H200_4, workload=SHORT, objective="kv")
+    assert plan.split == (15, 16, 16, 15)
+    # Embedding and head on every stage: 15,16,16,15 and 16,16,15,15 are equal, and vLLM takes the first.
+    everywhere = pg.load_model("mixtral-8x7b").with_layers(62)
+    plan = pg.plan(everywhere, H200_4, workload=SHORT, objective="prefill")
+    assert sorted(plan.split) == [15, 15, 16, 16]
+    kv = pg.plan(everywhere, H200_4, workload=SHORT, objective="kv")
+    assert kv.split == pg.plan(everywhere, H200_4, workload=SHORT, split="default").split
+
+
 def test_pins_are_kept() -> None:
     plan = pg.plan("llama-3.1-70b", H200_4, workload=SHORT, split="18,*,*,20")
     assert plan.split[0] == 18 and plan.split[3] == 20 and sum(plan.split) == 80

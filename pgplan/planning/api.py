@@ -44,8 +44,8 @@ def plan(
         The plan, also when it does not fit: then ``fits`` is false and ``problems`` says what is short.
 
     Raises:
-        PlanError: If the input is wrong: one line with rule, value and mend.
-        InfeasibleError: If pins and forbidden cuts leave no split at all.
+        PlanError: If the input is wrong, or pins and forbidden cuts leave no split: one line with rule,
+            value and mend.
 
     >>> result = plan("llama-3.1-70b", Cluster.uniform("H200", pp_size=4), split="default")
     >>> result.split, result.fits

@@ -48,8 +48,10 @@ def choose_split(costing: Costing, objective: Objective, *, pins: Pins | None = 
 
     When no split holds one request, the one that comes closest is returned with ``requests`` 0.
 
+    Of equally good splits the engine's own default is kept: what need not be changed is not.
+
     Raises:
-        SplitInfeasibleError: If pins and forbidden cuts leave no split at all.
+        SplitError: If pins and forbidden cuts leave no split at all.
     """
     search = _Search(costing, pins)
     wanted = min(costing.workload.concurrency, costing.settings.max_num_seqs)
@@ -67,7 +69,8 @@ def choose_split(costing: Costing, objective: Objective, *, pins: Pins | None = 
         closest, proven = search.solve(search.deficit_cost())
         return Choice(split=closest, requests=0, proven=proven)
     if objective == "kv":
-        return Choice(split=best_kv, requests=requests, proven=proven)
+        split = search.prefer_default(search.kv_cost(), best_kv)
+        return Choice(split=split, requests=requests, proven=proven)
     search.require(requests)
     return search.choose(objective, best_units=units)
 
@@ -90,7 +93,7 @@ class _Search:
         else:
             cost = self.time_cost(self.times(objective))
         split, proven = self.solve(cost)
-        return Choice(split=split, requests=self.requests, proven=proven)
+        return Choice(split=self.prefer_default(cost, split), requests=self.requests, proven=proven)
 
     # --- what a stage can hold ------------------------------------------------------------------------
 
@@ -175,7 +178,7 @@ class _Search:
     def balanced_cost(self, best_units: int) -> _Cost:
         phases = [self.times("decode"), self.times("prefill")]
         costs = [self.time_cost(times) for times in phases]
-        best = [self.worst(cost, self.solve(cost)[0]) for cost in costs]
+        best = [self.costs(cost, self.solve(cost)[0])[0] for cost in costs]
 
         def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
             units = self.stage_units(stage, start, stop, unit)
@@ -190,9 +193,22 @@ class _Search:
 
     # --- search ---------------------------------------------------------------------------------------
 
-    def worst(self, cost: _Cost, split: tuple[int, ...]) -> float:
-        unit = self._largest_unit(split) if self.rule.coupled else None
-        return max(cost(stage, *span, unit) for stage, span in enumerate(split_ranges(split)))
+    def prefer_default(self, cost: _Cost, split: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the engine's default split if it is as good as ``split`` on every stage, else ``split``."""
+        costing = self.costing
+        default = costing.engine.default_split(costing.model.num_layers, costing.cluster.pp_size)
+        pins = self.pins or (None,) * len(default)
+        cuts = {stop for _, stop in split_ranges(default)}
+        allowed = (
+            min(default) >= 1
+            and all(pin in (None, count) for pin, count in zip(pins, default, strict=True))
+            and not cuts & {cut for cut, _ in costing.model.forbidden_cuts}
+        )
+        return default if allowed and self.costs(cost, default) == self.costs(cost, split) else split
+
+    def costs(self, cost: _Cost, split: tuple[int, ...]) -> list[float]:
+        """Return what the stages cost, largest first."""
+        return self._costs(cost, split, self._largest_unit(split) if self.rule.coupled else None)
 
     def solve(self, cost: _Cost) -> tuple[tuple[int, ...], bool]:
         """Return the split with the smallest worst cost, and whether all further stages are proven."""
@@ -242,7 +258,7 @@ class _Search:
         )
         return solution.split, solution.lexicographic
 
-    def _costs(self, cost: _Cost, split: tuple[int, ...], unit: float) -> list[float]:
+    def _costs(self, cost: _Cost, split: tuple[int, ...], unit: float | None) -> list[float]:
         spans = enumerate(split_ranges(split))
         return sorted((cost(stage, *span, unit) for stage, span in spans), reverse=True)
 
