@@ -69,19 +69,25 @@ def _what_nccl_lacks(ranks: int) -> str | None:
 
 
 def visible_gpus() -> int:
-    """Count the GPUs that a worker would see, through NVML: no CUDA context, no torch."""
+    """Count the GPUs that a worker would see: no CUDA context, no torch."""
+    present = _count_by_nvml()
+    if present is None:  # the library may lie where only torch finds it
+        present = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if mask is None else min(present, _devices_named(mask))
+
+
+def _count_by_nvml() -> int | None:
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return 0
+        return None
     if nvml.nvmlInit_v2() != 0:
-        return 0
+        return None
     count = ctypes.c_uint(0)
     answered = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
     nvml.nvmlShutdown()
-    present = count.value if answered else 0
-    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return present if mask is None else min(present, _devices_named(mask))
+    return count.value if answered else None
 
 
 def _devices_named(mask: str) -> int:
