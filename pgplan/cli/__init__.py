@@ -1,7 +1,7 @@
-"""The command line: ``pgplan plan|export|models|gpus|engines|lab``.
+"""The command line: ``pgplan plan|export|check|models|gpus|engines|lab``.
 
-Exit codes: 0 done; 1 the plan does not fit (its report is printed all the same); 2 bad input, told in one
-line on stderr; 130 after Ctrl-C.
+Exit codes: 0 done; 1 the plan does not fit, or a log contradicts it (the report is printed all the same);
+2 bad input, told in one line on stderr; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

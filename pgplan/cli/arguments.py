@@ -61,7 +61,7 @@ def _make_parser() -> _Parser:
         prog="pgplan",
         allow_abbrev=False,
         description="Plan pipeline-parallel layer splits before a single weight is loaded.",
-        epilog="Exit codes: 0 done, 1 the plan does not fit, 2 bad input.",
+        epilog="Exit codes: 0 done, 1 the plan does not fit or hold, 2 bad input.",
     )
     parser.add_argument("--version", action="version", version=f"pgplan {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -69,6 +69,10 @@ def _make_parser() -> _Parser:
     export = _add_command(commands, "export", "write a plan as an engine's configuration")
     export.add_argument("plan", metavar="PLAN.json", help="what 'pgplan plan -o' wrote")
     export.add_argument("--to", metavar="ENGINE", help="e.g. sglang, megatron; default: the plan's own")
+    check = _add_command(commands, "check", "hold a plan against the start-up log of its engine")
+    check.add_argument("plan", metavar="PLAN.json", help="what 'pgplan plan -o' wrote")
+    check.add_argument("--log", metavar="FILE", required=True, help="what vLLM or SGLang printed")
+    _add_json(check)
     for name, summary in (
         ("models", "list the models that are known by name"),
         ("gpus", "list the GPUs that are known by name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from pgplan.cli.files import read_text, write_files
 from pgplan.cli.listings import print_engines, print_gpus, print_models
 from pgplan.errors import HardwareError, ModelError, PgplanError, PlanError
 from pgplan.hardware import Cluster, local_cluster
+from pgplan.logs import check_log
 from pgplan.model import ModelSpec, load_model
 from pgplan.model.config import MAX_LAYERS
 from pgplan.planning import Objective, Plan, plan
@@ -114,6 +116,14 @@ def _export(args: Namespace) -> int:
     return 1
 
 
+def _check(args: Namespace) -> int:
+    result = Plan.from_json(read_text(args.plan, what="a plan"))
+    # A log may hold whatever a program printed.
+    check = check_log(result, read_text(args.log, what="a log", errors="replace"))
+    print(json.dumps(check.to_dict(), indent=1) if args.json else check)
+    return 0 if check.agrees else 1
+
+
 def _lab(args: Namespace) -> int:
     if find_spec("jupyterlab") is None:
         raise PgplanError("lab needs JupyterLab, which is not installed; pip install 'pgplan[lab]'")
@@ -139,6 +149,7 @@ def _notebooks() -> Path:
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "plan": _plan,
     "export": _export,
+    "check": _check,
     "models": print_models,
     "gpus": print_gpus,
     "engines": print_engines,

@@ -9,14 +9,14 @@ from pathlib import Path
 from pgplan.errors import PlanError
 
 
-def read_text(path: str, *, what: str) -> str:
+def read_text(path: str, *, what: str, errors: str = "strict") -> str:
     """Return a file's text.
 
     Raises:
         PlanError: If it cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8", errors=errors)
     except UnicodeDecodeError:
         raise PlanError(f"{what} must be UTF-8 text, which {path} is not; give another file") from None
     except OSError as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pgplan.engines.exporter import Exporter, find_setting, listed
+from pgplan.engines.log_format import LogFormat
 from pgplan.errors import EngineError, WorkloadError
 from pgplan.hardware import Cluster
 from pgplan.model.spec import LayerSpec, ModelSpec
@@ -150,12 +151,14 @@ class Engine(Exporter):
     Attributes:
         override_variable: The environment variable that holds its split.
         stage_flags: What its launch line calls ``pp_size``.
+        log_format: What its start-up log looks like.
         host_step_s: Seconds of work on the host per step that were measured beside the GPU's; ``None``: not
             known.
     """
 
     override_variable: str
     stage_flags: tuple[str, ...]
+    log_format: LogFormat
     host_step_s: float | None = None
 
     @abstractmethod

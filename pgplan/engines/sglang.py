@@ -19,6 +19,7 @@ from pgplan.engines.base import (
     context_limit,
 )
 from pgplan.engines.launching import check_nodes, command, filling_limits, flag_words
+from pgplan.engines.sglang_log import SGLANG_LOG
 from pgplan.errors import EngineError
 from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
@@ -157,6 +158,7 @@ class SGLang(Engine):
     checked = "0.5.23: rules of get_pp_indices"
     override_variable = "SGLANG_PP_LAYER_PARTITION"
     stage_flags = ("pp-size", "pipeline-parallel-size", "pp")
+    log_format = SGLANG_LOG
 
     def __init__(self, version: str | None = None, *, nodes: int = 1) -> None:
         """Choose a version, and over how many nodes the launch line starts it."""

@@ -16,6 +16,7 @@ from pgplan.engines.base import (
 )
 from pgplan.engines.launching import check_nodes, command, filling_limits, flag_words
 from pgplan.engines.vllm_kv import KVLayer, VLLMKVRule
+from pgplan.engines.vllm_log import VLLM_LOG
 from pgplan.engines.vllm_placement import NO_PIPELINE, vllm_placement
 from pgplan.errors import EngineError
 from pgplan.hardware import GPU, Cluster
@@ -48,6 +49,7 @@ class VLLM(Engine):
     checked = "0.33.0: rules of get_pp_indices; 0.24.0: start-up logs on H200"
     override_variable = "VLLM_PP_LAYER_PARTITION"
     stage_flags = ("pipeline-parallel-size", "pp")
+    log_format = VLLM_LOG
     # 0.24 on H200s: stages of 1.2 ms took about 3 ms per step.
     host_step_s = 3e-3
 
