@@ -60,12 +60,11 @@ def listen(host: str, port: int, *, has_token: bool, backlog: int) -> socket.soc
     return sock
 
 
-def adopt(listener: socket.socket, *, has_token: bool, backlog: int) -> socket.socket:
-    """Return a listening socket that the caller bound, checked like one that was made here."""
+def adopt(listener: socket.socket, *, has_token: bool, backlog: int) -> None:
+    """Listen on a socket that the caller bound, checked like one that is made here."""
     check_address(listener.getsockname(), has_token=has_token)
     listener.listen(backlog)
     listener.setblocking(False)
-    return listener
 
 
 def tune(sock: socket.socket) -> None:

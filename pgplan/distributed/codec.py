@@ -1,8 +1,9 @@
 """Turn objects into data and back: msgpack with extension types, never code.
 
-What travels: None, bool, int of any size, float, complex, str, bytes, bytearray, list, tuple, dict, set,
-frozenset, numpy arrays and scalars, torch tensors (any dense dtype; they arrive on the CPU, detached), torch
-dtypes, devices and sizes, and the classes given to :func:`register`: dataclasses, named tuples and enums.
+What travels: None, bool, int of any size, float, complex, str, bytes (bytearray and memoryview arrive as
+bytes), list, tuple, dict, set, frozenset, numpy arrays and scalars, torch tensors (any dense dtype; they
+arrive on the CPU, detached), torch dtypes, devices and sizes, and the classes given to :func:`register`:
+dataclasses, named tuples and enums.
 Array contents stay where they are: the message refers to them as buffers, and what is decoded views the
 received body. numpy and torch are looked up, never imported, until one of their objects arrives.
 """
@@ -26,8 +27,8 @@ MAX_DEPTH = 64
 # Arrays up to this size ride in the head: a buffer of their own would cost more than the copy.
 INLINE_ARRAY_BYTES = 512
 
-_TUPLE, _SET, _FROZENSET, _INT, _COMPLEX, _BYTEARRAY = 1, 2, 3, 4, 5, 6
-_ARRAY, _SCALAR, _TENSOR, _TORCH, _RECORD, _PICKLE, _BUFFER = 7, 8, 9, 10, 11, 12, 13
+_TUPLE, _SET, _FROZENSET, _INT, _COMPLEX, _BUFFER = 1, 2, 3, 4, 5, 6
+_ARRAY, _SCALAR, _TENSOR, _TORCH, _RECORD, _PICKLE = 7, 8, 9, 10, 11, 12
 
 _Class = TypeVar("_Class", bound=type)
 _registered: dict[str, type] = {}
@@ -63,7 +64,7 @@ def encode(obj: object, *, allow_pickle: bool = False) -> tuple[bytes, list[memo
     ({'split': (19, 21), 'tied': True}, [])
     """
     encoder = _Encoder(allow_pickle=allow_pickle)
-    if type(obj) is bytes and len(obj) > INLINE_ARRAY_BYTES:
+    if isinstance(obj, bytes | bytearray) and len(obj) > INLINE_ARRAY_BYTES:
         # msgpack would copy it through its own buffer twice.
         obj = encoder.out_of_band(_BUFFER, memoryview(obj))
     return encoder.pack(obj), encoder.buffers
@@ -132,8 +133,6 @@ class _Encoder:
             return msgpack.ExtType(_INT, obj.to_bytes(obj.bit_length() // 8 + 1, "little", signed=True))
         if cls is complex:
             return self._nested(_COMPLEX, [obj.real, obj.imag])
-        if cls in (bytearray, memoryview):
-            return self.out_of_band(_BYTEARRAY, memoryview(obj).cast("B"))
         if (numpy := sys.modules.get("numpy")) and isinstance(obj, numpy.ndarray | numpy.generic):
             return self._array(numpy, obj)
         if (torch := sys.modules.get("torch")) and (ext := self._torch(torch, obj)):
@@ -284,7 +283,6 @@ _REBUILD: dict[int, Callable[[_Decoder, Any], Any]] = {
     _SET: lambda _, items: set(items),
     _FROZENSET: lambda _, items: frozenset(items),
     _COMPLEX: lambda _, parts: complex(*parts),
-    _BYTEARRAY: lambda decoder, content: bytearray(decoder.raw(*content)),
     _BUFFER: lambda decoder, content: bytes(decoder.raw(*content)),
     _ARRAY: _rebuild_array,
     _SCALAR: lambda decoder, content: _rebuild_array(decoder, content)[()],

@@ -51,14 +51,16 @@ class Rendezvous:
         early: What peers that were let go before this rank have already said to it.
     """
 
-    def __init__(self, me: Credentials, *, timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(
+        self, me: Credentials, *, timeout_s: float, max_message_bytes: int, listener: socket.socket | None
+    ) -> None:
         self.links: dict[int, Link] = {}
         self.early: list[tuple[int, Parcel]] = []
         self._me = me
         self._timeout_s, self._deadline_s = timeout_s, time.monotonic() + timeout_s
         self._max_message_bytes = max_message_bytes
         self._selector = selectors.DefaultSelector()
-        self._listener: socket.socket | None = None
+        self._listener = listener
         self._conversations: dict[socket.socket, _Conversation] = {}
         self._dials: dict[int, Iterator[tuple[socket.AddressFamily, Any]]] = {}
         self._redial_s: dict[int, float] = {}
@@ -74,10 +76,11 @@ class Rendezvous:
 
     # The two parts ---------------------------------------------------------------------------------------
 
-    def host(self, listener: socket.socket) -> None:
+    def host(self, host: str, port: int) -> None:
         """Gather the others, as rank 0."""
         others = set(range(1, self._me.world_size))
-        self._open(listener)
+        self._listener = self._listener or self._listen(host, port)
+        self._open(self._listener)
         try:
             self._until(lambda: self._heard["address"].keys() == others)
             self._heard["connect"][0] = {"group": os.urandom(16), "addresses": self._heard["address"]}
@@ -88,22 +91,20 @@ class Rendezvous:
             raise
         self._tell("go", None)
 
-    def join(self, host: str, port: int, listener: socket.socket | None) -> None:
+    def join(self, host: str, port: int) -> None:
         """Find rank 0, then the others."""
-        has_token = self._me.token is not None
         found = resolve(host, port)
         for _, address in found:
-            check_address(address, has_token=has_token)
+            check_address(address, has_token=self._me.token is not None)
         self._call(0, found)
         self._until(lambda: 0 in self.links)
-        if listener is None:
-            here = self.links[0].socket.getsockname()[0]
-            listener = listen(here, 0, has_token=has_token, backlog=self._me.world_size)
-        self._tell("address", list(listener.getsockname()[:2]), only=0)
+        # Where rank 0 is reached from, the others can be reached from too.
+        self._listener = self._listener or self._listen(self.links[0].socket.getsockname()[0], 0)
+        self._tell("address", list(self._listener.getsockname()[:2]), only=0)
         self._until(lambda: bool(self._heard["connect"]))
         invitation = self._heard["connect"][0]
         self._me = replace(self._me, context=invitation["group"])
-        self._open(listener)
+        self._open(self._listener)
         for rank in range(1, self._me.rank):
             self._call(rank, resolve(*invitation["addresses"][rank]))
         self._until(lambda: len(self.links) == self._me.world_size - 1)
@@ -137,8 +138,10 @@ class Rendezvous:
             for key, _ in self._selector.select(max(0.0, wake_s - time.monotonic())):
                 key.data()
 
+    def _listen(self, host: str, port: int) -> socket.socket:
+        return listen(host, port, has_token=self._me.token is not None, backlog=_MAX_HANDSHAKES)
+
     def _open(self, listener: socket.socket) -> None:
-        self._listener = listener
         self._selector.register(listener, selectors.EVENT_READ, self._answer)
 
     def _answer(self) -> None:
@@ -187,12 +190,12 @@ class Rendezvous:
     def _converse(self, sock: socket.socket, handshake: Handshake, *, peer: int | None) -> None:
         """Begin a handshake; a dialled peer has all the time there is, a caller has little."""
         sock.setblocking(False)
-        tune(sock)
         limit_s = self._deadline_s if peer is not None else time.monotonic() + HANDSHAKE_S
         conversation = _Conversation(sock=sock, handshake=handshake, peer=peer, deadline_s=limit_s)
         self._conversations[sock] = conversation
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._advance(conversation))
         try:
+            tune(sock)
             conversation.wanted_bytes = next(handshake)
         except OSError as error:
             self._end(conversation, f"hung up ({error.strerror})")
@@ -316,15 +319,15 @@ def meet_over_tcp(
     listen_socket: socket.socket | None,
 ) -> Rendezvous:
     """Connect this rank to every other and return the finished rendezvous, its listener closed."""
-    has_token = me.token is not None
-    meeting = Rendezvous(me, timeout_s=timeout_s, max_message_bytes=max_message_bytes)
+    meeting = Rendezvous(me, timeout_s=timeout_s, max_message_bytes=max_message_bytes, listener=listen_socket)
     links_too = True
     try:
-        listener = listen_socket and adopt(listen_socket, has_token=has_token, backlog=_MAX_HANDSHAKES)
+        if listen_socket is not None:
+            adopt(listen_socket, has_token=me.token is not None, backlog=_MAX_HANDSHAKES)
         if me.rank == 0:
-            meeting.host(listener or listen(host, port, has_token=has_token, backlog=_MAX_HANDSHAKES))
+            meeting.host(host, port)
         else:
-            meeting.join(host, port, listener)
+            meeting.join(host, port)
         links_too = False
     finally:
         meeting.close(links_too=links_too)
