@@ -6,11 +6,12 @@ import random
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import pytest
 
 import pgplan as pg
-from pgplan.engines import exporter_names, find_engine, find_exporter
+from pgplan.engines import engine_names, engine_table, exporter_names, find_engine, find_exporter
 from pgplan.engines.exporter import find_setting
 from pgplan.errors import SplitError
 
@@ -51,7 +52,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("deepspeed", {"form": "types"}),
     ("torchgpipe", {"items_before": 2, "items_after": 0}),
     ("torchtitan==0.2", {}),
-    ("vllm", {"nodes": 1, "ray": False}),
+    ("vllm", {"ray": False}),
 ]
 
 
@@ -100,6 +101,8 @@ def test_a_split_for_another_model_or_pipeline_is_refused(name: str) -> None:
 def test_plans_are_made_for_engines_and_exported_to_all() -> None:
     with pytest.raises(pg.EngineError, match="plan with vllm or sglang and export to megatron"):
         find_engine("megatron")
+    with pytest.raises(pg.EngineError, match=r"ollama takes no split: .* export to llama\.cpp"):
+        find_exporter("ollama")
     with pytest.raises(pg.EngineError, match="did you mean 'megatron'"):
         find_exporter("megatorn")
     with pytest.raises(pg.EngineError, match="has no option 'chunks'; its options are form, virtual_stages"):
@@ -404,3 +407,21 @@ def test_items_are_counted_beside_the_layers() -> None:
 )
 def test_default_splits_as_far_as_counts_tell(name: str, split: tuple[int, ...] | None) -> None:
     assert find_exporter(name).default_split(61, 8) == split
+
+
+def test_the_table_in_the_docs_is_the_one_that_the_code_makes() -> None:
+    page = Path(__file__).parents[1] / "docs" / "engines.md"
+    assert engine_table() in page.read_text(encoding="utf-8")
+
+
+def test_the_table_tells_each_exporter_and_what_it_can() -> None:
+    rows = {row.split("|")[1].strip().strip("`"): row for row in engine_table().splitlines()[2:]}
+    assert tuple(rows) == exporter_names()
+    for name, row in rows.items():
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        assert (cells[4] == "yes") == (name in engine_names())
+        assert cells[2:3] + cells[5:] == [
+            find_exporter(name).version,
+            find_exporter(name).syntax,
+            find_exporter(name).checked,
+        ]

@@ -3,6 +3,7 @@
 from pgplan.engines.base import Engine, EngineSettings, KVCapacity, KVRule, Placement, StageMemory
 from pgplan.engines.exporter import Exporter
 from pgplan.engines.registry import engine_names, exporter_names, find_engine, find_exporter
+from pgplan.engines.table import engine_table
 
 __all__ = [
     "Engine",
@@ -13,6 +14,7 @@ __all__ = [
     "Placement",
     "StageMemory",
     "engine_names",
+    "engine_table",
     "exporter_names",
     "find_engine",
     "find_exporter",

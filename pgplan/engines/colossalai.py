@@ -18,7 +18,7 @@ class ColossalAI(Exporter):
     title = "ColossalAI"
     default_version = "0.5"
     syntax = "num_layers_per_stage=[...]"
-    checked = "0.5.0: its distribution of layers"
+    checked = "0.5.0: its distribute_layers, run"
 
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
         """Give the extra layers to the stages in the middle."""

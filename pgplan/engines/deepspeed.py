@@ -68,7 +68,7 @@ class DeepSpeed(SequentialExporter):
     title = "DeepSpeed"
     default_version = "0.19"
     syntax = "a list PARTS of boundaries or STAGE_STARTS"
-    checked = "0.19.8: partition_balanced, type matching and bounds"
+    checked = "0.19.8: its partitioning of a PipelineModule, run"
 
     def __init__(
         self,

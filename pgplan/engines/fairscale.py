@@ -11,5 +11,5 @@ class FairScale(TorchGPipe):
     name = "fairscale"
     title = "FairScale"
     default_version = "0.4.13"
-    checked = "0.4.13: its verification of the balance"
+    checked = "0.4.13: a Pipe on CPUs"
     module, wrapper = "fairscale.nn.pipe", "Pipe"

@@ -20,7 +20,7 @@ class Galvatron(Exporter):
     title = "Galvatron"
     default_version = "2.4"
     syntax = '"pp_division": "a,b,c"'
-    checked = "rules of its documentation"
+    checked = "its stated fields"
 
     def export(self, plan: Plan) -> str:
         """Return the file: one strategy for every layer, as many microbatches as stages."""

@@ -31,7 +31,7 @@ class HuggingFace(Exporter):
     title = "transformers"
     default_version = "5.23"
     syntax = "a device_map with an entry per layer"
-    checked = "accelerate 1.15.0: check_device_map on meta models of transformers 5.23.0"
+    checked = "transformers 5.23.0: meta models; accelerate 1.15.0: its check_device_map"
 
     def export(self, plan: Plan) -> str:
         """Return Python that loads the model over the devices."""

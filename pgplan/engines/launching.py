@@ -58,8 +58,9 @@ def filling_limits(plan: Plan, settings: EngineSettings) -> Limits:
         max_num_seqs=seqs if workload.max_num_seqs is not None else min(seqs, filling),
         microbatch_seqs=microbatch,
         remark=(
-            f"# {filling} tokens per step instead of {tokens}: {running} prompts of {workload.prompt_tokens} "
-            f"tokens then form {pp_size} microbatches, one per stage; this frees memory, it takes none"
+            f"# {filling} tokens per step, not the planned {tokens}: {running} prompts of "
+            f"{workload.prompt_tokens} tokens then form\n# {pp_size} microbatches, one per stage. It frees "
+            f"memory and takes none."
         ),
     )
 

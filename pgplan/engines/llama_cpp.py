@@ -41,7 +41,7 @@ class LlamaCpp(Exporter):
     title = "llama.cpp"
     default_version = "10666"
     syntax = "--tensor-split a,b,c"
-    checked = "its assignment in float32, as stated"
+    checked = "its stated rule, computed in float32"
 
     def __init__(
         self, version: str | None = None, *, override_tensor: bool = False, backend: str = "CUDA"

@@ -19,7 +19,7 @@ class MLX(Exporter):
     title = "mlx-lm"
     default_version = "0.32.2"
     syntax = "model.pipeline(group, split=[...])"
-    checked = "0.32.2: PipelineMixin"
+    checked = "0.32.2: its PipelineMixin, run"
 
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
         """Give extra layers to the low ranks, which are the last stages."""

@@ -22,7 +22,7 @@ class Petals(Exporter):
     title = "Petals"
     default_version = "2.2"
     syntax = "--block_indices START:END of each server"
-    checked = "2.2.0: rules of its server"
+    checked = "its stated rule (2.2.0)"
 
     def export(self, plan: Plan) -> str:
         """Return the line of each server; block ranges exclude their end."""

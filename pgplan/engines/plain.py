@@ -23,7 +23,7 @@ class PlainJSON(Exporter):
     title = "JSON"
     default_version = "1"
     syntax = '"split": [a, b, c]'
-    checked = "Python's json"
+    checked = "json of Python"
 
     def export(self, plan: Plan) -> str:
         """Return the document."""
@@ -49,7 +49,7 @@ class PlainYAML(Exporter):
     title = "YAML"
     default_version = "1.2"
     syntax = "split: [a, b, c]"
-    checked = "PyYAML 6.0.3"
+    checked = "6.0.3 of PyYAML"
 
     def export(self, plan: Plan) -> str:
         """Return the document."""
@@ -75,7 +75,7 @@ class PlainCSV(Exporter):
     title = "CSV"
     default_version = "1"
     syntax = "a column named layers"
-    checked = "Python's csv"
+    checked = "csv of Python"
 
     def export(self, plan: Plan) -> str:
         """Return the table."""

@@ -36,6 +36,14 @@ _EXPORTERS: dict[str, tuple[str, str]] = {
 }
 
 
+# What divides layers by itself and takes no split, and what to do instead.
+_WITHOUT_SPLIT = {
+    "ollama": "it leaves the split to llama-server; export to llama.cpp and run llama-server",
+    "exo": "it divides layers by memory; export to mlx or llama.cpp",
+    "nanotron": "it divides layers by its own block costs; export to megatron or torchtitan",
+}
+
+
 def engine_names() -> tuple[str, ...]:
     """Return the names that ``find_engine`` knows: the engines that plans are made for.
 
@@ -92,6 +100,8 @@ def find_exporter(name: str | Exporter, **options: object) -> Exporter:
     if isinstance(name, Exporter):
         return name
     key, version = _parts(name)
+    if key in _WITHOUT_SPLIT:
+        raise EngineError(f"{key} takes no split: {_WITHOUT_SPLIT[key]}")
     if key in ENGINES:
         kind: type[Exporter] = ENGINES[key]
     elif key in _EXPORTERS:

@@ -155,7 +155,7 @@ class SGLang(Engine):
     title = "SGLang"
     default_version = "0.5.23"
     syntax = "SGLANG_PP_LAYER_PARTITION=a,b,c"
-    checked = "0.5.23: rules of get_pp_indices"
+    checked = "0.5.23: what its get_pp_indices answers"
     override_variable = "SGLANG_PP_LAYER_PARTITION"
     stage_flags = ("pp-size", "pipeline-parallel-size", "pp")
     log_format = SGLANG_LOG

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgplan.engines.exporter import Exporter, find_setting, listed
+from pgplan.engines.launching import filling_limits
 from pgplan.split import extras_first_stages
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class TensorRTLLM(Exporter):
     title = "TensorRT-LLM"
     default_version = "1.2"
     syntax = "pp_partition: [a, b, c]"
-    checked = "rules of its configuration"
+    checked = "its default as recorded; its stated rules; PyYAML"
 
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
         """Give extra layers to the first ranks, one each."""
@@ -32,21 +33,22 @@ class TensorRTLLM(Exporter):
         Its share of memory is of what is free once weights are loaded, not of the device, so it is left at
         its default.
         """
-        settings = plan.settings
+        limits = filling_limits(plan, plan.settings)
         source = shlex.quote(plan.model.source)
         fields: dict[str, object] = {
             "backend": "pytorch",
             "tensor_parallel_size": plan.tp_size,
             "pipeline_parallel_size": len(plan.split),
             "pp_partition": list(plan.split),
-            "max_seq_len": settings.max_model_len,
-            "max_num_tokens": settings.max_num_batched_tokens,
-            "max_batch_size": settings.max_num_seqs,
+            "max_seq_len": plan.settings.max_model_len,
+            "max_num_tokens": limits.max_num_batched_tokens,
+            "max_batch_size": limits.max_num_seqs,
         }
         lines = [
             self.header(plan),
             f"# trtllm-serve {source} --tp_size {plan.tp_size} --pp_size {len(plan.split)} "
             f"--extra_llm_api_options THIS_FILE",
+            *filter(None, [limits.remark]),
             *(f"{name}: {value}" for name, value in fields.items()),
         ]
         return "\n".join(lines) + "\n"

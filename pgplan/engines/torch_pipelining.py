@@ -26,7 +26,7 @@ class TorchPipelining(Exporter):
     title = "torch.distributed.pipelining"
     default_version = "2.13"
     syntax = "a split_spec with SplitPoint.BEGINNING or END per cut"
-    checked = "2.13.0: a traced model, cut and run"
+    checked = "2.13.0: a model traced and cut by it"
 
     def __init__(self, version: str | None = None, *, layers: str = "model.layers") -> None:
         super().__init__(version)

@@ -19,7 +19,7 @@ class TorchGPipe(SequentialExporter):
     title = "torchgpipe"
     default_version = "0.0.7"
     syntax = "balance=[...]"
-    checked = "0.0.7: its verification and split of an nn.Sequential"
+    checked = "0.0.7: a GPipe on CPUs"
     module, wrapper = "torchgpipe", "GPipe"
 
     def export(self, plan: Plan) -> str:

@@ -35,7 +35,7 @@ class TorchTitan(Exporter):
     title = "torchtitan"
     default_version = "0.3"
     syntax = "module_fqns_per_model_part or the two less_layers weights"
-    checked = "0.3.0: its generator of module names"
+    checked = "0.3.0: its generator of module names, run"
 
     def __init__(self, version: str | None = None, *, form: str = "modules", schedule: str = "1F1B") -> None:
         super().__init__(version)

@@ -46,7 +46,7 @@ class VLLM(Engine):
     title = "vLLM"
     default_version = "0.33"
     syntax = "VLLM_PP_LAYER_PARTITION=a,b,c"
-    checked = "0.33.0: rules of get_pp_indices; 0.24.0: start-up logs on H200"
+    checked = "0.33.0: what its get_pp_indices answers; 0.24.0: what it printed on H200s"
     override_variable = "VLLM_PP_LAYER_PARTITION"
     stage_flags = ("pipeline-parallel-size", "pp")
     log_format = VLLM_LOG
