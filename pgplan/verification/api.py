@@ -1,0 +1,173 @@
+"""``verify``: lay a plan out on the GPUs that are there, run it, and set what was measured beside it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pgplan.codec import from_data
+from pgplan.errors import BackendError, ModelError
+from pgplan.launcher import Event, launch
+from pgplan.launcher.backends import Backend, visible_gpus
+from pgplan.launcher.show import Show
+from pgplan.planning import Plan
+from pgplan.planning import plan as make_plan
+from pgplan.verification.checking import Check
+from pgplan.verification.record import FlowMeasurement, Mode, StageMeasurement, Verification
+from pgplan.verification.scaling import narrowed, narrowing_factor, small_workload
+from pgplan.verification.shards import check_supported
+
+_ENTRY = "pgplan.verification.ranks:verify_rank"
+
+
+def verify(
+    plan: Plan,
+    *,
+    backend: Backend = "auto",
+    timeout: float | None = 600.0,
+    on_event: Callable[[Event], None] | None = None,
+    show: Show | None = None,
+    log_dir: str | Path | None = None,
+) -> Verification:
+    """Lay a plan out as real tensors on the devices of this machine, run it, and compare.
+
+    With a GPU for every rank the whole pipeline runs. With fewer, but enough for one stage, the stages run
+    one after the other. With none, the plan's split runs on CPU processes, every width of the model divided
+    by one factor: that checks wiring, split and hand-off, and says nothing about a GPU's times and bytes.
+
+    Args:
+        plan: What to verify.
+        backend: ``"nccl"``, ``"gloo"``, or ``"auto"`` for NCCL where the GPUs allow it.
+        timeout: When to give up, in seconds, for each run of processes.
+        on_event: Called with every event of the processes.
+        show: ``"terminal"`` or ``"notebook"`` to show progress there.
+        log_dir: Where each rank's output goes.
+
+    Returns:
+        The record; ``passed`` tells whether all is as predicted.
+
+    Raises:
+        ModelError: If the model has layers or a KV cache that are not computed here.
+        BackendError: If the backend cannot run here.
+        LaunchError: If a worker failed; names the first one, with its cause.
+    """
+    check_supported(plan.model)
+    mode, chosen = _choose(plan, backend)
+    laid_out, factor = (plan, 1) if chosen == "nccl" else _narrow(plan)
+    element_bytes = {"bfloat16": 2, "float16": 2, "float32": 4}[laid_out.model.dtype]
+    if laid_out.settings.kv_element_bytes != element_bytes:
+        raise ModelError(
+            f"verification keeps the KV cache in {laid_out.model.dtype}, and the plan has "
+            f"{laid_out.settings.kv_element_bytes} byte(s) per element; plan with kv_dtype auto"
+        )
+
+    def run(ranks: int, alone: int | None) -> Sequence[dict[str, Any]]:
+        return launch(
+            _ENTRY,
+            ranks=ranks,
+            backend=chosen,
+            timeout=timeout,
+            args={"plan": laid_out.to_json(), "alone": alone},
+            env=_environment(chosen),
+            on_event=on_event,
+            show=show,
+            log_dir=log_dir,
+        ).results
+
+    if mode == "pipeline":
+        rows = list(run(plan.pp_size * plan.tp_size, None))
+    else:
+        rows = [row for stage in range(plan.pp_size) for row in run(plan.tp_size, stage)]
+    return _record(laid_out, asked=plan.model.name, factor=factor, backend=chosen, mode=mode, rows=rows)
+
+
+def _choose(plan: Plan, backend: Backend) -> tuple[Mode, Backend]:
+    """Decide between pipeline and stage by stage, and between NCCL and gloo."""
+    ranks, gpus = plan.pp_size * plan.tp_size, visible_gpus()
+    if backend == "gloo" or (backend == "auto" and gpus < plan.tp_size):
+        return "pipeline", "gloo"
+    if gpus < plan.tp_size:
+        raise BackendError(
+            f"backend 'nccl' needs {plan.tp_size} GPUs for one stage and {gpus} are visible; "
+            f"give backend='gloo' or 'auto'"
+        )
+    return ("pipeline" if gpus >= ranks else "stage by stage"), "nccl"
+
+
+def _narrow(plan: Plan) -> tuple[Plan, int]:
+    """Plan the same split of a narrowed model under short requests."""
+    factor = narrowing_factor(plan.model, tp_size=plan.tp_size)
+    small = make_plan(
+        narrowed(plan.model, factor),
+        plan.cluster,
+        workload=small_workload(plan.microbatches),
+        engine=plan.engine,
+        split=plan.split,
+    )
+    return small, factor
+
+
+def _environment(backend: Backend) -> dict[str, str]:
+    if backend == "gloo":
+        return {}
+    # Multicast buffers would be memory that the plan does not know of.
+    return {"NCCL_NVLS_ENABLE": "0"}
+
+
+def _record(
+    plan: Plan, *, asked: str, factor: int, backend: str, mode: Mode, rows: Sequence[dict[str, Any]]
+) -> Verification:
+    problems = tuple(dict.fromkeys(row["problem"] for row in rows if row["problem"]))
+    return Verification(
+        plan=plan,
+        asked=asked,
+        narrowed_by=factor,
+        backend=backend,
+        mode=mode,
+        checks=tuple(from_data(Check, check, where="check") for row in rows for check in row["checks"]),
+        stages=_stages(plan, rows),
+        prefill=_flow(plan, "prefill", rows),
+        decode=_flow(plan, "decode", rows),
+        problems=problems if plan.fits or problems else plan.problems,
+        environment=rows[0]["environment"] | {"date": datetime.date.today().isoformat()},
+        phase_s={name: max(row["phase_s"].get(name, 0.0) for row in rows) for name in rows[0]["phase_s"]},
+    )
+
+
+def _stages(plan: Plan, rows: Sequence[dict[str, Any]]) -> tuple[StageMeasurement, ...]:
+    """Sum the ranks of each stage up: the largest bytes, and the times of the slowest."""
+    found: dict[int, StageMeasurement] = {}
+    for row in rows:
+        if row["stage"] is None:
+            continue
+        rank = from_data(StageMeasurement, row["stage"], where="stage")
+        known = found.get(rank.stage, rank)
+        most = {
+            name: max(getattr(known, name), getattr(rank, name))
+            for name in (
+                "weight_bytes",
+                "kv_bytes",
+                "prefill_peak_bytes",
+                "buffer_bytes",
+                "process_bytes",
+                "context_bytes",
+            )
+        }
+        slowest = {
+            name: max((getattr(known, name), getattr(rank, name)), key=lambda spread: spread.median_s)
+            for name in ("prefill", "decode")
+        }
+        found[rank.stage] = replace(known, **most, **slowest)
+    return tuple(found[stage] for stage in sorted(found)) if len(found) == plan.pp_size else ()
+
+
+def _flow(plan: Plan, phase: str, rows: Sequence[dict[str, Any]]) -> FlowMeasurement | None:
+    """Take the pipeline's times from its last stage, and from every stage how long it was idle."""
+    last = rows[-1]
+    if len(rows) != plan.pp_size * plan.tp_size or last[phase] is None:
+        return None
+    flow = from_data(FlowMeasurement, last[phase], where=phase)
+    return replace(flow, idle=tuple(row["idle"][phase] for row in rows[:: plan.tp_size]))

@@ -1,0 +1,223 @@
+"""Set measured beside predicted, and say what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pgplan.cost.pipeline import flow
+from pgplan.verification.record import (
+    WEIGHT_TOLERANCE,
+    Comparison,
+    FlowMeasurement,
+    StageMeasurement,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+GIB = 1 << 30
+
+
+def compare(record: Verification) -> tuple[Comparison, ...]:
+    """Return every figure that has a prediction, beside it; on a CPU only those that mean something there."""
+    found = list(_compare_stages(record))
+    if record.on_gpu:
+        for phase, measured in (("prefill", record.prefill), ("decode", record.decode)):
+            if measured is not None:
+                found += _compare_flow(record, phase, measured)
+    return tuple(found)
+
+
+def _compare_stages(record: Verification) -> Iterator[Comparison]:
+    plan = record.plan
+    for measured in record.stages:
+        stage, what = plan.stages[measured.stage], f"stage {measured.stage}"
+
+        def item(
+            quantity: str, predicted: float, got: float, tolerance: float | None, what: str = what
+        ) -> Comparison:
+            return Comparison(
+                what=what, quantity=quantity, predicted=predicted, measured=got, tolerance=tolerance
+            )
+
+        yield item("weight_bytes", stage.weight_bytes, measured.weight_bytes, WEIGHT_TOLERANCE)
+        if not record.on_gpu:
+            continue
+        yield item("kv_bytes", stage.kv_used_bytes, measured.kv_bytes, None)
+        peak = stage.activation_bytes + stage.logits_bytes
+        yield item("prefill_peak_bytes", peak, measured.prefill_peak_bytes, None)
+        yield item("context_bytes", stage.context_bytes, measured.context_bytes, None)
+        yield item("prefill_s", stage.prefill_s, measured.prefill.median_s, plan.time_error)
+        yield item("decode_s", stage.decode_s, measured.decode.median_s, plan.time_error)
+        if measured.handoff_prefill is not None and measured.handoff_decode is not None:
+            before = plan.stages[measured.stage - 1]
+            yield item("prefill_handoff_s", before.prefill_handoff_s, measured.handoff_prefill.median_s, None)
+            yield item("decode_handoff_s", before.decode_handoff_s, measured.handoff_decode.median_s, None)
+
+
+def _compare_flow(record: Verification, phase: str, measured: FlowMeasurement) -> list[Comparison]:
+    """Compare the pipeline with the plan, and with what its own stages, measured alone, amount to."""
+    plan, prefill = record.plan, phase == "prefill"
+    predicted = flow(
+        [stage.prefill_s if prefill else stage.decode_s for stage in plan.stages],
+        [stage.prefill_handoff_s if prefill else stage.decode_handoff_s for stage in plan.stages],
+        microbatches=measured.microbatches,
+    )
+    expected = flow(*_measured_parts(record.stages, prefill=prefill), microbatches=measured.microbatches)
+    return [
+        Comparison(
+            what="pipeline",
+            quantity=f"{phase}_period_s",
+            predicted=predicted.period_s,
+            measured=measured.period_s,
+            tolerance=plan.time_error,
+        ),
+        Comparison(
+            what="pipeline",
+            quantity=f"{phase}_latency_s",
+            predicted=predicted.latency_s,
+            measured=measured.latency_s,
+            tolerance=plan.time_error,
+        ),
+        Comparison(
+            what="pipeline of the measured stages",
+            quantity=f"{phase}_period_s",
+            predicted=expected.period_s,
+            measured=measured.period_s,
+            tolerance=None,
+        ),
+    ]
+
+
+def _measured_parts(
+    stages: tuple[StageMeasurement, ...], *, prefill: bool
+) -> tuple[list[float], list[float]]:
+    compute = [(stage.prefill if prefill else stage.decode).median_s for stage in stages]
+    hops = [stage.handoff_prefill if prefill else stage.handoff_decode for stage in stages]
+    # A hop is measured where it arrives and counts where it leaves.
+    return compute, [*(hop.median_s if hop else 0.0 for hop in hops[1:]), 0.0]
+
+
+def sentences(record: Verification) -> tuple[str, ...]:
+    """Return what a reader should know, the most important first."""
+    found = list(record.problems)
+    for check in record.checks:
+        verdict = "holds" if check.passed else "FAILS"
+        found.append(f"{check.name}: {verdict} ({check.detail}; {check.error:.1e} of {check.tolerance:.0e})")
+    misses = [item for item in record.comparisons if not item.passed]
+    for item in sorted(misses, key=lambda item: abs(item.ratio - 1), reverse=True):
+        found.append(
+            f"{item.what}: {item.quantity} is {item.measured:.6g}, {100 * (item.ratio - 1):+.1f} % from the "
+            f"predicted {item.predicted:.6g}; promised are {100 * (item.tolerance or 0):.1f} %"
+        )
+    found += _limits(record)
+    if record.mode == "stage by stage":
+        found.append(
+            "the stages ran one after the other, because there are fewer GPUs than ranks: hand-off and "
+            "pipeline were not measured, nor was the pipeline checked against one process"
+        )
+    return tuple(found)
+
+
+def _limits(record: Verification) -> Iterator[str]:
+    if len(record.stages) < 2:
+        return
+    for phase, measured in (("prefill", record.prefill), ("decode", record.decode)):
+        prefill = phase == "prefill"
+        compute, hops = _measured_parts(record.stages, prefill=prefill)
+        busy = [seconds + hop for seconds, hop in zip(compute, hops, strict=True)]
+        slowest = busy.index(max(busy))
+        planned = [
+            (stage.prefill_s + stage.prefill_handoff_s)
+            if prefill
+            else (stage.decode_s + stage.decode_handoff_s)
+            for stage in record.plan.stages
+        ]
+        expected = planned.index(max(planned))
+        as_planned = "as planned" if slowest == expected else f"where the plan expected stage {expected}"
+        text = (
+            f"stage {slowest} limits {phase}, {as_planned}: {max(busy) * 1e3:.2f} ms, "
+            f"{100 * (max(busy) * len(busy) / sum(busy) - 1):.1f} % above the average"
+        )
+        if measured is not None:
+            idle = ", ".join(f"{100 * share:.0f}" for share in measured.idle)
+            text += (
+                f"; with {measured.microbatches} microbatches in flight one leaves every "
+                f"{measured.period_s * 1e3:.2f} ms ({measured.tokens_per_s:,.0f} tokens/s), "
+                f"and the stages are idle for {idle} % of the time"
+            )
+        yield text
+
+
+def report(record: Verification) -> str:
+    """Return the verification as text: what it was, a table, and the sentences."""
+    lines = [headline(record), ""]
+    rows = [("", "predicted", "measured", "ratio", "promised", "")]
+    for item in record.comparisons:
+        promised = "" if item.tolerance is None else f"{100 * item.tolerance:.1f} %"
+        rows.append(
+            (
+                f"{item.what}: {item.quantity.rpartition('_')[0].replace('_', ' ')}",
+                _readable(item.predicted, item.quantity),
+                _readable(item.measured, item.quantity),
+                f"{item.ratio:.3f}",
+                promised,
+                "" if item.passed else "MISSED",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines += ["", *(f"- {sentence}" for sentence in record.sentences)]
+    total_s = sum(record.phase_s.values())
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in record.phase_s.items() if seconds >= 0.05)
+    lines += ["", f"took {total_s:.1f} s: {parts}", "passed" if record.passed else "FAILED"]
+    return "\n".join(lines)
+
+
+def headline(record: Verification) -> str:
+    """Return the first line: what ran where, and whether its times mean anything."""
+    plan = record.plan
+    split = ",".join(map(str, plan.split))
+    what = f"{record.asked}, split {split}, tp {plan.tp_size}"
+    if record.on_gpu:
+        devices = record.stages[0].device if record.stages else "GPUs"
+        return f"{what}, on {devices} ({record.mode})"
+    return (
+        f"times and bytes below are NOT those of a GPU: {what}, on CPU processes through gloo, "
+        f"every width divided by {record.narrowed_by}, float32, short requests"
+    )
+
+
+def _readable(value: float, quantity: str) -> str:
+    if quantity.endswith("_bytes"):
+        return f"{value / GIB:.3f} GiB" if value >= GIB else f"{value / (1 << 20):.2f} MiB"
+    return f"{value * 1e3:.3f} ms"
+
+
+def figure(record: Verification) -> matplotlib.figure.Figure:
+    """Draw measured over predicted, one row per figure; the shaded band is what the tier promises."""
+    from matplotlib.figure import Figure
+
+    items = [item for item in record.comparisons if item.predicted]
+    drawn = Figure(figsize=(7.0, 1.2 + 0.24 * len(items)), layout="constrained")
+    axes = drawn.add_subplot()
+    axes.axvline(1.0, color="0.3", linewidth=1)
+    for row, item in enumerate(reversed(items)):
+        if item.tolerance is not None:
+            axes.barh(row, 2 * item.tolerance, left=1 - item.tolerance, color="0.9", height=0.9)
+        axes.plot(item.ratio, row, "o", color="tab:blue" if item.passed else "tab:red", markersize=4)
+    axes.set_yticks(
+        range(len(items)),
+        [f"{item.what} {item.quantity.rpartition('_')[0].replace('_', ' ')}" for item in reversed(items)],
+        fontsize=7,
+    )
+    axes.set_xlabel("measured / predicted")
+    axes.set_title(headline(record), fontsize=8, wrap=True)
+    return drawn

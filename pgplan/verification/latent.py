@@ -1,0 +1,101 @@
+"""Multi-head latent attention (arXiv 2405.04434): the cache keeps one compressed vector per token.
+
+prefill   keys and values of every head are projected up from the latent vectors
+decode    the up-projections are drawn into query and output, so every head attends to the latent
+          vectors themselves and the cache is read as it is
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgplan.model.spec import LayerSpec
+from pgplan.verification.attention import Linear, Norm, Reduce, Rotary, Step, causal_attention
+from pgplan.verification.shards import Shards
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LatentAttention:
+    """Attend through a latent vector; the arguments are those of ``GroupedAttention``."""
+
+    def __init__(self, layer: LayerSpec, shards: Shards, place: str, rotary: Rotary, reduce: Reduce) -> None:
+        import torch
+
+        spec = layer.attention
+        assert spec is not None  # checked before anything is built
+        del reduce  # the latent norms are whole on every rank
+        named = {w.name.rpartition(".")[2]: w for w in layer.weights if w.part == "attention"}
+        self.spec, self._rotary = spec, rotary
+        self.heads = spec.q_heads // shards.tp_size
+        self.nope = spec.head_dim - spec.rope_dim
+        self.query_down: tuple[Linear, Norm] | None = None
+        if "q_a_proj" in named:
+            self.query_down = (
+                Linear.make(shards, place, named["q_a_proj"]),
+                Norm(shards, place, named["q_a_layernorm"]),
+            )
+        self.query = Linear.make(shards, place, named["q_b_proj" if self.query_down else "q_proj"])
+        self.down = Linear.make(shards, place, named["kv_a_proj_with_mqa"])
+        self.norm = Norm(shards, place, named["kv_a_layernorm"])
+        self.up = Linear.make(shards, place, named["kv_b_proj"])
+        self.out = Linear.make(shards, place, named["o_proj"])
+        # (heads, nope, rank) and (heads, v, rank), views of one weight
+        per_head = self.up.weight.view(self.heads, self.nope + spec.v_head_dim, spec.kv_lora_rank)
+        self._up_key, self._up_value = torch.split(per_head, [self.nope, spec.v_head_dim], 1)
+
+    def cache_shapes(self, tokens: int) -> list[tuple[int, ...]]:
+        """Return the shape per sequence of what the cache keeps of ``tokens`` tokens."""
+        return [(tokens, self.spec.kv_lora_rank + self.spec.rope_dim)]
+
+    def __call__(self, x: torch.Tensor, cache: list[torch.Tensor], step: Step) -> torch.Tensor:
+        """Attend; ``x`` is ``(tokens, hidden)``, and so is the result, a partial sum of this rank's heads."""
+        query, latent = self._project(x, step)
+        kept = cache[0][step.rows]
+        kept[:, step.start : step.start + step.length] = latent
+        present = kept[:, : step.start + step.length]
+        attend = self._decode if step.is_decode else self._prefill
+        return self.out(attend(query, present).reshape(step.tokens, -1))
+
+    def _project(self, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return queries ``(s, t, heads, nope + rope)`` and what the cache keeps, ``(s, t, rank + rope)``."""
+        import torch
+
+        spec, shape = self.spec, (step.sequences, step.length)
+        down = x
+        if self.query_down is not None:
+            project, norm = self.query_down
+            down = norm(project(x))
+        query = self.query(down).view(*shape, self.heads, spec.head_dim)
+        turned = self._rotary(query[..., self.nope :], step)
+        latent, key = torch.split(self.down(x), [spec.kv_lora_rank, spec.rope_dim], -1)
+        key = self._rotary(key.reshape(*shape, 1, spec.rope_dim), step)[:, :, 0]
+        latent = self.norm(latent.contiguous()).view(*shape, spec.kv_lora_rank)
+        return torch.cat((query[..., : self.nope], turned), -1), torch.cat((latent, key), -1)
+
+    def _prefill(self, query: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        import torch
+        import torch.nn.functional as F
+
+        spec = self.spec
+        latent, key = torch.split(present, [spec.kv_lora_rank, spec.rope_dim], -1)
+        up = self.up(latent).view(*present.shape[:2], self.heads, -1)
+        shared = key[:, :, None].expand(-1, -1, self.heads, -1)
+        keys = torch.cat((up[..., : self.nope], shared), -1)
+        # Fused kernels want values as wide as keys.
+        values = F.pad(up[..., self.nope :], (0, spec.head_dim - spec.v_head_dim))
+        out = causal_attention(*(part.transpose(1, 2) for part in (query, keys, values)))
+        return out[..., : spec.v_head_dim].transpose(1, 2)
+
+    def _decode(self, query: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        rank = self.spec.kv_lora_rank
+        nope, turned = torch.split(query[:, 0], [self.nope, self.spec.rope_dim], -1)
+        # (heads, s, nope) x (heads, nope, rank) -> (s, heads, rank)
+        absorbed = torch.bmm(nope.transpose(0, 1), self._up_key).transpose(0, 1)
+        scores = torch.bmm(torch.cat((absorbed, turned), -1), present.transpose(1, 2))
+        shares = torch.softmax(scores * self.spec.head_dim**-0.5, -1, dtype=torch.float32).to(query.dtype)
+        mixed = torch.bmm(shares, present[..., :rank])
+        return torch.bmm(mixed.transpose(0, 1), self._up_value.transpose(1, 2)).transpose(0, 1)

@@ -1,0 +1,98 @@
+"""What tensors and the process take of a device."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceMemory:
+    """Read how much memory is taken: on a GPU from torch and the driver, on a CPU by counting tensors.
+
+    Args:
+        device: The device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self.on_gpu = device, device.type == "cuda"
+
+    @property
+    def name(self) -> str:
+        """Return the device's name."""
+        import torch
+
+        return torch.cuda.get_device_name(self._device) if self.on_gpu else "CPU"
+
+    def limit(self, limit_bytes: int) -> None:
+        """Let torch allocate no more than this on the GPU."""
+        import torch
+
+        if self.on_gpu:
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), self._device)
+
+    def allocated_bytes(self, *held: object) -> int:
+        """Return what is allocated for tensors; on a CPU, those that are reachable from ``held``."""
+        import torch
+
+        if self.on_gpu:
+            return torch.cuda.memory_allocated(self._device)
+        storages = {storage.data_ptr(): storage.nbytes() for storage in _storages(held, set())}
+        return sum(storages.values())
+
+    def start_peak(self) -> None:
+        """Begin to watch for the most that is allocated."""
+        import torch
+
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def peak_bytes(self) -> int:
+        """Return the most that was allocated since ``start_peak``; 0 on a CPU."""
+        import torch
+
+        return torch.cuda.max_memory_allocated(self._device) if self.on_gpu else 0
+
+    def free_bytes(self) -> int | None:
+        """Return what is free on the GPU; ``None`` on a CPU, where nothing is promised."""
+        import torch
+
+        return torch.cuda.mem_get_info(self._device)[0] if self.on_gpu else None
+
+    def process_bytes(self) -> tuple[int, int]:
+        """Return what is taken of the GPU, and what of it torch does not know of; zeros on a CPU."""
+        import torch
+
+        if not self.on_gpu:
+            return 0, 0
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free, total - free - torch.cuda.memory_reserved(self._device)
+
+    def release(self) -> None:
+        """Give back what no tensor needs."""
+        import torch
+
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+
+def _storages(held: Any, seen: set[int]) -> Iterator[Any]:
+    """Find the storages of all tensors that are reachable from an object of ours."""
+    import torch
+
+    if isinstance(held, torch.Tensor):
+        yield held.untyped_storage()
+    elif isinstance(held, (list, tuple)):
+        for item in held:
+            yield from _storages(item, seen)
+    elif isinstance(held, dict):
+        yield from _storages(list(held.values()), seen)
+    elif type(held).__module__.startswith("pgplan.verification") and id(held) not in seen:
+        seen.add(id(held))
+        names = getattr(type(held), "__slots__", ()) or vars(held)
+        yield from _storages([getattr(held, name) for name in names], seen)

@@ -1,0 +1,180 @@
+"""A microbatch on its way through one stage, and many of them on their way through the pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from pgplan.distributed.handoff import recv_stage, send_stage
+from pgplan.verification.attention import Step
+from pgplan.verification.place import Place
+from pgplan.verification.stage import Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    Caches = list[list[torch.Tensor]]
+
+
+class Pass:
+    """Compute one microbatch on one stage, again and again, between buffers that stay where they are.
+
+    Args:
+        stage: The stage.
+        caches: Its KV cache.
+        step: Where the tokens of the microbatch stand.
+
+    Attributes:
+        tokens: The first stage's input.
+        streams: The other stages' input, hidden and residual.
+        out: What the last run gave: sampled tokens on the last stage, hidden and residual on the others.
+    """
+
+    def __init__(self, stage: Stage, caches: Caches, step: Step) -> None:
+        import torch
+
+        self.stage, self.step, self._caches = stage, step, caches
+        shape, device = (step.tokens, stage.model.hidden_size), stage.device
+        self.tokens = torch.randint(0, stage.model.vocab_size, (step.tokens,), device=device)
+        self.streams: tuple[torch.Tensor, ...] = ()
+        if not stage.contents.is_first:
+            self.streams = tuple(torch.randn(shape, device=device, dtype=stage.dtype) for _ in range(2))
+        self.out: tuple[torch.Tensor, ...] = ()
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def compute(self, streams: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Pass the streams, or on the first stage the tokens, through the stage."""
+        stage, step = self.stage, self.step
+        if stage.contents.is_first:
+            hidden, residual = stage.forward(stage.embed(self.tokens), None, self._caches, step)
+        else:
+            hidden, residual = stage.forward(streams[0], streams[1], self._caches, step)
+        if not stage.contents.is_last:
+            return hidden, residual
+        x = stage.normalise(stage.last_of_each(hidden, step), stage.last_of_each(residual, step))
+        return (stage.sample(x),)
+
+    def run(self) -> None:
+        """Compute from the buffers once."""
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self.out = self.compute(self.streams)
+
+    def capture(self, pool: Any = None) -> Any:
+        """Capture the run in a CUDA graph and return its memory pool, for the next one to share."""
+        import torch
+
+        # Kernels are chosen and compiled at their first runs, which cannot be captured.
+        side = torch.cuda.Stream(self.stage.device)  # type: ignore[no-untyped-call, unused-ignore]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.run()
+        torch.cuda.current_stream().wait_stream(side)
+        self.out = ()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as NCCL's watchdog, may ask the device while this one captures.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self.out = self.compute(self.streams)
+        self._graph = graph
+        return graph.pool()
+
+
+def run_pipeline(
+    place: Place, passes: Sequence[Pass], *, steps: int, in_flight: int
+) -> list[tuple[float, float]]:
+    """Send ``steps`` microbatches through the pipeline, at most ``in_flight`` at a time.
+
+    Step ``i`` computes pass ``i % len(passes)``. The first stage starts it once the tokens of step
+    ``i - in_flight`` have come back, as an engine does that must know a token before it feeds it in.
+
+    Returns:
+        When each step's computation began and ended here, in seconds from the first.
+    """
+    clock = Clock(place.device)
+    handoff = place.handoff
+    for index in range(steps):
+        work = passes[index % len(passes)]
+        tokens = work.step.tokens
+        if place.is_first and index >= in_flight:
+            sampled = work.tokens if work.step.length == 1 else work.tokens[: work.step.sequences]
+            place.take_tokens(sampled)
+        if handoff is not None and not place.is_first:
+            arrived = recv_stage(handoff, tokens).wait()
+            for buffer, stream in zip(work.streams, arrived, strict=True):
+                buffer.copy_(stream)
+        clock.mark()
+        work.run()
+        clock.mark()
+        if place.is_last:
+            if index + in_flight < steps:
+                place.return_tokens(work.out[0].clone())
+        elif handoff is not None:
+            outgoing = handoff.outgoing(tokens)
+            for target, stream in zip(outgoing, work.out, strict=True):
+                target.copy_(stream)
+            send_stage(handoff, *outgoing)
+        place.worker.progress(index + 1, steps)
+    place.plane.synchronize()
+    marks = clock.read()
+    return list(zip(marks[::2], marks[1::2], strict=True))
+
+
+def run_hops(place: Place, *, tokens: int, hops: int) -> list[float]:
+    """Pass ``hops`` messages from the first stage to the last; return the seconds between their arrivals."""
+    handoff = place.handoff
+    assert handoff is not None  # a pipeline of one stage has no hops
+    clock = Clock(place.device)
+    for _ in range(hops + 1):
+        if not place.is_first:
+            recv_stage(handoff, tokens).wait()
+        clock.mark()
+        if not place.is_last:
+            send_stage(handoff, *handoff.outgoing(tokens))
+    place.plane.synchronize()
+    marks = clock.read()
+    return [after - before for before, after in pairwise(marks)]
+
+
+def run_repeatedly(place: Place, run: Callable[[], object], *, repeats: int) -> list[float]:
+    """Return the seconds of each of ``repeats`` runs, back to back."""
+    clock = Clock(place.device)
+    clock.mark()
+    for index in range(repeats):
+        run()
+        clock.mark()
+        place.worker.progress(index + 1, repeats)
+    place.plane.synchronize()
+    marks = clock.read()
+    return [after - before for before, after in pairwise(marks)]
+
+
+class Clock:
+    """Take the time on the device: with CUDA by events in the stream, which the host does not wait for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Remember this moment."""
+        if not self._on_gpu:
+            self._marks.append(time.perf_counter())
+            return
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
+        event.record()
+        self._marks.append(event)
+
+    def read(self) -> list[float]:
+        """Return the moments in seconds from the first; with CUDA, after a synchronize."""
+        if not self._marks:
+            return []
+        first = self._marks[0]
+        if self._on_gpu:
+            return [first.elapsed_time(mark) / 1e3 for mark in self._marks]
+        return [mark - first for mark in self._marks]

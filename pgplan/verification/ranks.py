@@ -1,0 +1,310 @@
+"""What each rank of a verification does: check, lay out, measure."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pgplan.codec import to_data
+from pgplan.distributed.tensor_plane import TensorPlane
+from pgplan.launcher import Worker
+from pgplan.planning import Plan, split_ranges
+from pgplan.verification.attention import Step
+from pgplan.verification.checking import Check, build_stage, check_handoff, check_pipeline
+from pgplan.verification.memory import DeviceMemory
+from pgplan.verification.passes import Pass, run_hops, run_pipeline, run_repeatedly
+from pgplan.verification.place import Place
+from pgplan.verification.record import FlowMeasurement, Spread, StageMeasurement
+from pgplan.verification.scaling import shortened
+from pgplan.verification.stage import Contents, Stage
+from pgplan.verification.surroundings import environment
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 1 << 30
+# How long a measurement may take; within that, as often as makes the median steady.
+_BUDGET_S, _FEWEST, _MOST = 1.0, 5, 50
+_FLOW_MOST = 64
+_HOPS = 30
+
+
+@dataclass(slots=True)
+class _Findings:
+    """Collect what a rank found, as plain data."""
+
+    checks: list[Check] = field(default_factory=list)
+    problem: str | None = None
+    stage: StageMeasurement | None = None
+    prefill: FlowMeasurement | None = None
+    decode: FlowMeasurement | None = None
+    idle: dict[str, float] = field(default_factory=dict)
+    phase_s: dict[str, float] = field(default_factory=dict)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return everything, with the versions it was found under."""
+        names = ("checks", "problem", "stage", "prefill", "decode", "idle", "phase_s")
+        return {name: to_data(getattr(self, name)) for name in names} | {"environment": environment()}
+
+
+def verify_rank(worker: Worker, *, plan: str, alone: int | None = None) -> dict[str, Any]:
+    """Verify one rank's part of a plan; an entry for the launcher.
+
+    Args:
+        worker: The rank's process.
+        plan: The plan as JSON.
+        alone: The stage to be, when the ranks are one stage and not a pipeline.
+    """
+    import torch
+
+    whole = Plan.from_json(plan)
+    if worker.backend == "gloo":
+        # The ranks share the cores; more threads than cores only wait for each other.
+        torch.set_num_threads(max(1, (torch.get_num_threads() or 1) // worker.world_size))
+    with (
+        TensorPlane(worker.group, backend=worker.backend or "gloo", device=worker.device) as plane,
+        torch.inference_mode(),
+    ):
+        return _Rank(worker, plane, whole, alone).run().to_data()
+
+
+class _Rank:
+    """Go through a verification, phase by phase."""
+
+    def __init__(self, worker: Worker, plane: TensorPlane, plan: Plan, alone: int | None) -> None:
+        import torch
+
+        self.worker, self.plan = worker, plan
+        self._found = _Findings()
+        self._began_s = time.perf_counter()
+        self._phase("connect")
+        self.place = Place(worker, plane, pp_size=plan.pp_size, tp_size=plan.tp_size, alone=alone)
+        self.memory = DeviceMemory(plane.device)
+        self.dtype: torch.dtype = getattr(torch, plan.model.dtype)
+        self.prefill_step, self.decode_step = steps_of(plan)
+        # On a CPU the times are worth little.
+        self._budget_s = _BUDGET_S if self.memory.on_gpu else _BUDGET_S / 5
+        self.place.connect(
+            max_tokens=max(self.prefill_step.tokens, plan.decode_batch, 128),
+            hidden_size=plan.model.hidden_size,
+            dtype=self.dtype,
+        )
+        self._buffer_bytes = self.memory.allocated_bytes()
+
+    def run(self) -> _Findings:
+        """Do everything; ends early, on all ranks alike, when something does not fit."""
+        self._check()
+        stage = self._lay_out()
+        if stage is not None:
+            pool = self._lay_out_cache(stage)
+            if pool is not None:
+                self._measure(stage, pool)
+        self._phase("end")
+        # What this rank has sent last may still be on its way out of its buffers.
+        self.worker.group.barrier()
+        return self._found
+
+    def _phase(self, name: str) -> None:
+        """Close the time of the phase before and begin the next."""
+        now = time.perf_counter()
+        took = self._found.phase_s
+        if took:
+            took[list(took)[-1]] = now - self._began_s
+        self._began_s = now
+        took[name] = 0.0
+        self.worker.phase(name)
+
+    # --- is it right? ---------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        self._phase("check")
+        place, plan = self.place, self.plan
+        if place.is_pipeline or plan.pp_size == 1:
+            model, split = shortened(plan.model, plan.split)
+            start, stop = split_ranges(split)[place.stage]
+            contents = Contents.of(plan, place.stage)
+            kept = Contents(
+                layers=tuple(range(start, stop)),
+                embedding=contents.embedding,
+                head=contents.head,
+                is_first=contents.is_first,
+                is_last=contents.is_last,
+            )
+            self._add(check_pipeline(place, model, kept))
+            self._add(check_handoff(place, tokens=128, hidden_size=model.hidden_size, dtype=self.dtype))
+        self.memory.release()
+
+    def _add(self, check: Check | None) -> None:
+        if check is not None:
+            self._found.checks.append(check)
+
+    # --- does it fit? ---------------------------------------------------------------------------------
+
+    def _lay_out(self) -> Stage | None:
+        self._phase("weights")
+        place, stage = self.place, self.plan.stages[self.place.stage]
+        self.memory.limit(stage.budget_bytes + self._buffer_bytes)
+        if not self._fits(stage.weight_bytes, "weights", stage.budget_bytes):
+            return None
+        before = self.memory.allocated_bytes()
+        built = build_stage(place, self.plan.model, Contents.of(self.plan, place.stage))
+        self.memory.release()
+        self._weight_bytes = self.memory.allocated_bytes(built) - before
+        return built
+
+    def _lay_out_cache(self, stage: Stage) -> torch.Tensor | None:
+        import torch
+
+        self._phase("kv cache")
+        plan, element_bytes = self.plan, self.dtype.itemsize
+        used = stage.cache_elements(rows=self._rows, tokens=self._tokens) * element_bytes
+        planned = plan.stages[self.place.stage].kv_used_bytes if self.memory.on_gpu else 0
+        wanted = max(used, planned)
+        room = plan.stages[self.place.stage].budget_bytes - self._weight_bytes
+        if not self._fits(wanted, "KV cache", room):
+            return None
+        pool = torch.empty(wanted // element_bytes, dtype=self.dtype, device=stage.device)
+        self._kv_bytes = pool.nbytes
+        return pool
+
+    @property
+    def _rows(self) -> int:
+        """Count the sequences that the cache must hold."""
+        return max(self.plan.microbatches * self.plan.decode_batch, self.prefill_step.sequences)
+
+    @property
+    def _tokens(self) -> int:
+        """Count the tokens that the cache must hold of each."""
+        return max(step.start + step.length for step in (self.prefill_step, self.decode_step))
+
+    def _fits(self, wanted: int, what: str, budget: int) -> bool:
+        """Tell whether every rank has room, and note on the one that has not what it lacks."""
+        free = self.memory.free_bytes()
+        room = budget if free is None else min(free, budget)
+        problem = None
+        if wanted > room:
+            stage = self.plan.stages[self.place.stage]
+            problem = (
+                f"stage {self.place.stage} does not fit: {what} want {_readable(wanted)}, and "
+                f"{_readable(max(0, room))} are left on its {self.memory.name}; the plan counts "
+                f"{_readable(stage.weight_bytes)} of weights and {_readable(stage.kv_budget_bytes)} for KV "
+                f"cache within a budget of {_readable(stage.budget_bytes)}"
+            )
+        problems = [text for text in self.worker.group.all_gather_obj(problem) if text]
+        if problems:
+            self._found.problem = problems[0]
+        return not problems
+
+    # --- how long does it take? -----------------------------------------------------------------------
+
+    def _measure(self, stage: Stage, pool: torch.Tensor) -> None:
+        caches = stage.make_cache(pool, rows=self._rows, tokens=self._tokens)
+        prefill = Pass(stage, caches, self.prefill_step)
+        self._phase("prefill")
+        before = self.memory.allocated_bytes()
+        self.memory.start_peak()
+        prefill.run()
+        peak_bytes = max(0, self.memory.peak_bytes() - before)
+        prefill_s = self._time(prefill)
+
+        self._phase("decode")
+        decodes = self._decode_passes(stage, caches)
+        decode_s = self._time(decodes[0])
+
+        self._phase("hand-off")
+        hops = {name: self._hop(step) for name, step in self._named_steps().items()}
+
+        self._phase("pipeline")
+        self._found.prefill = self._flow("prefill", [prefill], prefill_s, in_flight=self._chunks_in_flight)
+        self._found.decode = self._flow("decode", decodes, decode_s, in_flight=self.plan.microbatches)
+        process_bytes, context_bytes = self.memory.process_bytes()
+        self._found.stage = StageMeasurement(
+            stage=self.place.stage,
+            device=self.memory.name,
+            weight_bytes=self._weight_bytes,
+            kv_bytes=self._kv_bytes,
+            prefill_peak_bytes=peak_bytes,
+            buffer_bytes=self._buffer_bytes,
+            process_bytes=process_bytes,
+            context_bytes=context_bytes,
+            prefill_tokens=self.prefill_step.tokens,
+            decode_batch=self.decode_step.tokens,
+            prefill=prefill_s,
+            decode=decode_s,
+            handoff_prefill=hops["prefill"],
+            handoff_decode=hops["decode"],
+        )
+
+    def _named_steps(self) -> dict[str, Step]:
+        return {"prefill": self.prefill_step, "decode": self.decode_step}
+
+    @property
+    def _chunks_in_flight(self) -> int:
+        prompts = self.plan.workload.concurrency * self.plan.workload.prompt_tokens
+        return min(self.plan.pp_size, -(-prompts // self.plan.prefill_tokens))
+
+    def _decode_passes(self, stage: Stage, caches: list[list[torch.Tensor]]) -> list[Pass]:
+        """Return one pass for each microbatch in flight, each over its own part of the cache."""
+        step, passes, pool = self.decode_step, [], None
+        for index in range(self.plan.microbatches):
+            first = index * step.sequences
+            own = Step(sequences=step.sequences, length=1, start=step.start, first_row=first)
+            passes.append(Pass(stage, caches, own))
+            if self.memory.on_gpu:
+                pool = passes[-1].capture(pool)
+        return passes
+
+    def _time(self, work: Pass) -> Spread:
+        """Time a pass on this stage alone, as often as fits the budget on the slowest rank."""
+        run_repeatedly(self.place, work.run, repeats=2)
+        once_s = self.place.most(min(run_repeatedly(self.place, work.run, repeats=2)))
+        repeats = max(_FEWEST, min(_MOST, int(self._budget_s / once_s)))
+        return Spread.of(run_repeatedly(self.place, work.run, repeats=repeats))
+
+    def _hop(self, step: Step) -> Spread | None:
+        if self.place.handoff is None:
+            return None
+        seconds = run_hops(self.place, tokens=step.tokens, hops=_HOPS)
+        return None if self.place.is_first else Spread.of(seconds)
+
+    def _flow(self, name: str, passes: list[Pass], each: Spread, *, in_flight: int) -> FlowMeasurement | None:
+        """Run the full pipeline; every rank notes its idle share, the last stage the times."""
+        if not self.place.is_pipeline:
+            return None
+        slowest_s = self.place.most(each.median_s)
+        pp_size = self.plan.pp_size
+        steps = max(4 * pp_size, min(_FLOW_MOST, int(2 * self._budget_s / slowest_s)))
+        run_pipeline(self.place, passes, steps=pp_size, in_flight=in_flight)
+        alone = run_pipeline(self.place, passes[:1], steps=_FEWEST, in_flight=1)
+        marks = run_pipeline(self.place, passes, steps=steps + pp_size, in_flight=in_flight)
+        # The pipeline fills during the first steps.
+        ends = [end for _, end in marks[pp_size - 1 :]]
+        window_s = ends[-1] - ends[0]
+        self._found.idle[name] = 1 - sum(end - begin for begin, end in marks[pp_size:]) / window_s
+        return FlowMeasurement(
+            microbatches=in_flight,
+            period_s=window_s / (len(ends) - 1),
+            latency_s=(alone[-1][1] - alone[0][1]) / (len(alone) - 1),
+            tokens=passes[0].step.tokens,
+            idle=(),
+            steps=steps,
+        )
+
+
+def steps_of(plan: Plan) -> tuple[Step, Step]:
+    """Return a prefill chunk and a decode step of the sizes that the plan's times are for.
+
+    A prompt that is longer than a chunk is met half-way, where a token attends to as many as on average.
+    """
+    prompt, output = plan.workload.prompt_tokens, plan.workload.output_tokens
+    sequences = max(1, plan.prefill_tokens // prompt)
+    length = plan.prefill_tokens // sequences
+    before = (prompt - length) // 2 if prompt > length else 0
+    prefill = Step(sequences=sequences, length=length, start=before)
+    decode = Step(sequences=plan.decode_batch, length=1, start=prompt + output // 2 - 1)
+    return prefill, decode
+
+
+def _readable(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.2f} GiB" if abs(size_bytes) >= GIB else f"{size_bytes / (1 << 20):.1f} MiB"

@@ -1,0 +1,270 @@
+"""What a verification found: measured beside predicted, and the sentences that follow from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from pgplan.codec import from_data, to_data
+from pgplan.errors import PlanError
+from pgplan.planning import Plan
+from pgplan.verification.checking import Check
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+# What allocated tensors may weigh beside the prediction: an allocator rounds each one up to 512 bytes.
+WEIGHT_TOLERANCE = 1e-3
+
+Mode = Literal["pipeline", "stage by stage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Hold repeated timings.
+
+    Args:
+        median_s: The middle one.
+        low_s, high_s: The first and the last tenth lie beyond.
+        repeats: How many there were.
+    """
+
+    median_s: float
+    low_s: float
+    high_s: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Spread:
+        """Sum up timings.
+
+        >>> Spread.of([3.0, 1.0, 2.0]).median_s
+        2.0
+        """
+        ordered = sorted(seconds)
+        last = len(ordered) - 1
+        return cls(
+            median_s=(ordered[last // 2] + ordered[-(last // 2) - 1]) / 2,
+            low_s=ordered[round(0.1 * last)],
+            high_s=ordered[round(0.9 * last)],
+            repeats=len(ordered),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMeasurement:
+    """Hold what one stage was measured to hold and to take: of its ranks, the one with the most.
+
+    Args:
+        stage: Its index.
+        device: The device's name.
+        weight_bytes: Allocated for weights and rotary tables.
+        kv_bytes: Allocated for the KV cache.
+        prefill_peak_bytes: The most that a prefill chunk allocated beyond those.
+        buffer_bytes: The hand-off's buffers.
+        process_bytes: All that the process took of the device in the end; 0 on a CPU.
+        context_bytes: The part of it that torch did not allocate: context, libraries, NCCL, graphs.
+        prefill, decode: A chunk of ``prefill_tokens``, a step of ``decode_batch`` tokens.
+        handoff_prefill, handoff_decode: The hop that brought their activations here.
+    """
+
+    stage: int
+    device: str
+    weight_bytes: int
+    kv_bytes: int
+    prefill_peak_bytes: int
+    buffer_bytes: int
+    process_bytes: int
+    context_bytes: int
+    prefill_tokens: int
+    decode_batch: int
+    prefill: Spread
+    decode: Spread
+    handoff_prefill: Spread | None
+    handoff_decode: Spread | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowMeasurement:
+    """Hold what the whole pipeline was measured to do in one phase.
+
+    Args:
+        microbatches: How many were in flight.
+        period_s: Average time between two microbatches leaving.
+        latency_s: Time of one microbatch alone, from stage to stage and back to the first.
+        tokens: Tokens of a microbatch.
+        idle: Of each stage, the share of time without computation.
+        steps: Microbatches that were timed.
+    """
+
+    microbatches: int
+    period_s: float
+    latency_s: float
+    tokens: int
+    idle: tuple[float, ...]
+    steps: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the throughput of the pipeline."""
+        return self.tokens / self.period_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Set one figure beside its prediction.
+
+    Args:
+        what: What it is of, e.g. ``"stage 0"``, ``"pipeline"``.
+        quantity: With its unit, e.g. ``"decode_s"``, ``"weight_bytes"``.
+        predicted, measured: The figures.
+        tolerance: How far they may part, as a fraction; ``None``: nothing is promised.
+    """
+
+    what: str
+    quantity: str
+    predicted: float
+    measured: float
+    tolerance: float | None
+
+    @property
+    def ratio(self) -> float:
+        """Return measured over predicted."""
+        return self.measured / self.predicted if self.predicted else float("nan")
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the figures are as close as is promised."""
+        return self.tolerance is None or abs(self.ratio - 1) <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Hold what a plan was measured to be.
+
+    Args:
+        plan: The plan that was laid out; on CPU processes that of the narrowed model.
+        asked: The name of the model that was asked for.
+        narrowed_by: What all its widths were divided by; 1 on GPUs.
+        backend: ``"nccl"`` or ``"gloo"``.
+        mode: Whether all stages ran at once, or one after the other for want of GPUs.
+        checks: Whether the pipeline computes what one process does.
+        stages: What each stage holds and takes.
+        prefill, decode: The whole pipeline; ``None`` where it did not run at once.
+        problems: What kept it from being measured, one line each.
+        environment: Versions, driver and date.
+        phase_s: How long each part of the run took.
+    """
+
+    plan: Plan
+    asked: str
+    narrowed_by: int
+    backend: str
+    mode: Mode
+    checks: tuple[Check, ...]
+    stages: tuple[StageMeasurement, ...]
+    prefill: FlowMeasurement | None
+    decode: FlowMeasurement | None
+    problems: tuple[str, ...]
+    environment: dict[str, str]
+    phase_s: dict[str, float]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Tell whether times and bytes are those of GPUs."""
+        return self.backend == "nccl"
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether it ran, computed the right thing, and came out as predicted."""
+        checked = all(check.passed for check in self.checks)
+        return not self.problems and checked and all(item.passed for item in self.comparisons)
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Return every figure that has a prediction, beside it."""
+        from pgplan.verification.comparing import compare
+
+        return compare(self)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Return what a reader should know, the most important first."""
+        from pgplan.verification.comparing import sentences
+
+        return sentences(self)
+
+    def __repr__(self) -> str:
+        verdict = "passed" if self.passed else "failed"
+        return f"<Verification of {self.plan.model.name}, {self.mode}, {self.backend}: {verdict}>"
+
+    def __str__(self) -> str:
+        from pgplan.verification.comparing import report
+
+        return report(self)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per figure: what, quantity, predicted, measured, ratio, tolerance, passed."""
+        import pandas as pd
+
+        names = ("what", "quantity", "predicted", "measured", "ratio", "tolerance", "passed")
+        return pd.DataFrame(
+            [[getattr(item, name) for name in names] for item in self.comparisons], columns=list(names)
+        )
+
+    def plot(self) -> matplotlib.figure.Figure:
+        """Draw measured over predicted, stage by stage."""
+        from pgplan.verification.comparing import figure
+
+        return figure(self)
+
+    def to_json(self) -> str:
+        """Return the complete record as a JSON document."""
+        data = {field.name: to_data(getattr(self, field.name)) for field in fields(self)}
+        data["plan"] = json.loads(self.plan.to_json())
+        return json.dumps({"schema_version": SCHEMA_VERSION, "passed": self.passed, **data}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Verification:
+        """Read a record back.
+
+        Raises:
+            PlanError: If the text is not a verification that this version can read.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            plan = Plan.from_json(json.dumps(data.pop("plan")))
+            version = data.pop("schema_version")
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(
+                f"a verification must be the JSON that to_json() wrote, and is not: {error!r}"
+            ) from None
+        if version != SCHEMA_VERSION:
+            raise PlanError(
+                f"verification has schema_version {version!r} and this pgplan reads {SCHEMA_VERSION}; "
+                "verify again"
+            )
+        data.pop("passed", None)
+        # The plan has its own document; the codec reads the rest around it.
+        rest = from_data(_Rest, data, where="verification")
+        return cls(plan=plan, **{field.name: getattr(rest, field.name) for field in fields(rest)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rest:
+    """Name the fields of a verification's document beside the plan."""
+
+    asked: str
+    narrowed_by: int
+    backend: str
+    mode: Mode
+    checks: tuple[Check, ...]
+    stages: tuple[StageMeasurement, ...]
+    prefill: FlowMeasurement | None
+    decode: FlowMeasurement | None
+    problems: tuple[str, ...]
+    environment: dict[str, str]
+    phase_s: dict[str, float]

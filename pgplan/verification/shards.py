@@ -1,0 +1,159 @@
+"""The weights of one rank as tensors: its shard of every weight in the model's list, with random values.
+
+The values of a weight depend on the seed, the layer and the weight's name alone: a rank draws the whole
+weight and keeps its shard, so the shards of all ranks together are the weight that one process would hold.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from pgplan.cost.sharding import padded_vocab, rank_shape
+from pgplan.errors import ModelError
+from pgplan.model.spec import ModelSpec, Weight
+
+if TYPE_CHECKING:
+    import torch
+
+_PLAIN = ("bfloat16", "float16", "float32")
+
+
+class Shards:
+    """Make the weights that one rank holds.
+
+    Args:
+        tp_size: Ranks that share the stage.
+        tp_rank: This rank among them.
+        device: Where the weights live.
+        seed: What all values follow from.
+    """
+
+    def __init__(self, *, tp_size: int, tp_rank: int, device: torch.device, seed: int = 0) -> None:
+        self.tp_size, self.tp_rank, self.device, self.seed = tp_size, tp_rank, device, seed
+
+    def matrix(self, place: str, *weights: Weight) -> torch.Tensor:
+        """Return the rank's shards of weights with equal columns as one tensor, one below the other.
+
+        Args:
+            place: Where the weights stand, e.g. ``"layer 3"``; part of what their values follow from.
+            *weights: What a fused product multiplies with at once (q, k and v; gate and up).
+
+        Returns:
+            Shape ``(rows, cols)``, or ``(copies, rows, cols)`` for experts.
+        """
+        import torch
+
+        shapes = [rank_shape(weight, tp_size=self.tp_size) for weight in weights]
+        copies, cols = weights[0].copies, shapes[0][1]
+        whole = torch.empty(
+            (copies, sum(rows for rows, _ in shapes), cols), dtype=_dtype(weights[0]), device=self.device
+        )
+        top = 0
+        for weight, (rows, _) in zip(weights, shapes, strict=True):
+            for copy in range(copies):
+                self._fill(whole[copy, top : top + rows], weight, f"{place} {weight.name} {copy}")
+            top += rows
+        return whole if copies > 1 else whole[0]
+
+    def bias(self, place: str, *weights: Weight) -> torch.Tensor | None:
+        """Return the rank's shards of the biases of weights as one vector; ``None`` where there are none.
+
+        A row-parallel product is summed over the ranks, so only the first may add its bias there; the
+        others hold one of zeros.
+        """
+        import torch
+
+        if not weights[0].bias:
+            return None
+        pieces = []
+        for weight in weights:
+            rows, _ = rank_shape(weight, tp_size=self.tp_size)
+            piece = torch.zeros(rows, dtype=_dtype(weight), device=self.device)
+            if weight.shard != "row" or self.tp_rank == 0:
+                drawn = self._draw(f"{place} {weight.name} bias", (_whole_rows(weight), 1), _dtype(weight))
+                piece.copy_(self._rows_of(drawn, weight, rows)[:, 0]).mul_(0.1)
+            pieces.append(piece)
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def vector(self, place: str, weight: Weight) -> torch.Tensor:
+        """Return the rank's shard of a norm's vector, with values around 1."""
+        import torch
+
+        rows, _ = rank_shape(weight, tp_size=self.tp_size)
+        vector = torch.empty(rows, dtype=_dtype(weight), device=self.device)
+        drawn = self._draw(f"{place} {weight.name}", (weight.rows, 1), vector.dtype)
+        return vector.copy_(self._rows_of(drawn, weight, rows)[:, 0]).mul_(0.1).add_(1.0)
+
+    def _fill(self, target: torch.Tensor, weight: Weight, name: str) -> None:
+        """Fill ``target`` with this rank's shard; a product with it keeps the size of what goes in."""
+        whole = (_whole_rows(weight), weight.cols)
+        size = weight.cols**-0.5
+        if tuple(target.shape) == whole:
+            target.normal_(0.0, size, generator=self._generator(name))
+            return
+        drawn = self._draw(name, whole, target.dtype, size)
+        rows, cols = target.shape
+        if weight.shard == "row":
+            start = self.tp_rank * cols
+            target.copy_(drawn[:, start : start + cols])
+        else:
+            target.copy_(self._rows_of(drawn, weight, rows))
+
+    def _rows_of(self, drawn: torch.Tensor, weight: Weight, rows: int) -> torch.Tensor:
+        if rows == len(drawn):
+            return drawn
+        # With fewer heads than ranks, neighbouring ranks hold copies of one head.
+        holders = min(self.tp_size, weight.units or self.tp_size)
+        start = self.tp_rank * holders // self.tp_size * rows
+        return drawn[start : start + rows]
+
+    def _draw(self, name: str, shape: tuple[int, int], dtype: torch.dtype, size: float = 1.0) -> torch.Tensor:
+        import torch
+
+        drawn = torch.empty(shape, dtype=dtype, device=self.device)
+        return drawn.normal_(0.0, size, generator=self._generator(name))
+
+    def _generator(self, name: str) -> torch.Generator:
+        import torch
+
+        return torch.Generator(device=self.device).manual_seed(self.seed << 32 | zlib.crc32(name.encode()))
+
+
+def check_supported(model: ModelSpec) -> None:
+    """Refuse what the layers here cannot compute.
+
+    Raises:
+        ModelError: Names the weight or the kind of attention.
+    """
+    for layer in model.kinds:
+        attention = layer.attention
+        if attention is None or attention.kind == "chunked":
+            kind = "layers without attention" if attention is None else "chunked attention"
+            raise ModelError(
+                f"verification computes full, sliding and latent attention, and {model.name} has {kind}; "
+                f"plan and export it without"
+            )
+        for weight in layer.weights:
+            _check_weight(model, weight)
+
+
+def _check_weight(model: ModelSpec, weight: Weight) -> None:
+    if weight.storage.name not in _PLAIN:
+        raise ModelError(
+            f"verification lays out bfloat16, float16 and float32 weights, and {weight.name} of {model.name} "
+            f"is {weight.storage.name}; verify the unquantized model"
+        )
+    if weight.name.endswith("sinks") or (weight.part == "experts" and weight.bias):
+        raise ModelError(f"verification cannot compute {weight.name} of {model.name}; plan it without")
+
+
+def _whole_rows(weight: Weight) -> int:
+    return padded_vocab(weight.rows) if weight.shard == "vocab" else weight.rows
+
+
+def _dtype(weight: Weight) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, weight.storage.name)
+    return dtype

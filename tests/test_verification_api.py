@@ -1,0 +1,133 @@
+"""``verify`` from plan to record, on CPU processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import pgplan as pg
+from pgplan.distributed.bootstrap import RANK_VARIABLE
+from pgplan.errors import BackendError, LaunchError, PlanError
+from pgplan.launcher import Event
+from pgplan.launcher.backends import visible_gpus
+from pgplan.verification import Verification, verify
+from pgplan.verification.record import Spread
+
+MODEL = pg.load_model("deepseek-v2-lite").with_layers(5)
+WORKLOAD = pg.Workload(prompt_tokens=64, output_tokens=8, concurrency=4, max_model_len=128)
+
+
+def plan(split: tuple[int, ...] = (3, 2)) -> pg.Plan:
+    cluster = pg.Cluster.uniform("H200", pp_size=len(split))
+    return pg.plan(MODEL, cluster, workload=WORKLOAD, split=split)
+
+
+@pytest.fixture(scope="module")
+def record() -> Verification:
+    return verify(plan(), backend="gloo", timeout=150)
+
+
+@pytest.mark.slow
+def test_the_narrowed_plan_runs_and_is_right(record: Verification) -> None:
+    assert record.passed and not record.problems
+    assert {check.name for check in record.checks} == {
+        "hand-off from stage 0 to 1",
+        "pipeline equals one process",
+    }
+    assert record.plan.split == (3, 2)
+    assert record.narrowed_by == 32
+    assert [stage.stage for stage in record.stages] == [0, 1]
+    for stage, planned in zip(record.stages, record.plan.stages, strict=True):
+        assert stage.weight_bytes == planned.weight_bytes
+        assert stage.prefill.median_s > 0 and stage.decode.repeats >= 5
+    assert record.decode is not None and record.prefill is not None
+    assert record.decode.microbatches == record.plan.microbatches
+    assert all(-0.01 <= share < 1 for share in record.decode.idle)
+
+
+@pytest.mark.slow
+def test_the_first_line_says_that_this_is_no_gpu(record: Verification) -> None:
+    first = str(record).splitlines()[0]
+    assert "NOT those of a GPU" in first and "divided by 32" in first
+
+
+@pytest.mark.slow
+def test_a_record_comes_back_from_json(record: Verification) -> None:
+    assert Verification.from_json(record.to_json()) == record
+    assert json.loads(record.to_json())["passed"] is True
+    with pytest.raises(PlanError, match="to_json"):
+        Verification.from_json("[]")
+
+
+@pytest.mark.slow
+def test_a_record_shows_as_table_and_picture(record: Verification) -> None:
+    frame = record.to_frame()
+    assert list(frame["quantity"]) == ["weight_bytes", "weight_bytes"]
+    assert record.plot().axes[0].get_xlabel() == "measured / predicted"
+
+
+@pytest.mark.slow
+def test_a_figure_beyond_its_promise_fails_the_record(record: Verification) -> None:
+    heavier = replace(record.stages[1], weight_bytes=round(record.stages[1].weight_bytes * 1.002))
+    other = replace(record, stages=(record.stages[0], heavier))
+    assert not other.passed
+    assert any(text.startswith("stage 1: weight_bytes") for text in other.sentences)
+
+
+@pytest.mark.slow
+def test_a_failed_check_fails_the_record(record: Verification) -> None:
+    wrong = replace(record.checks[0], passed=False, error=0.5)
+    other = replace(record, checks=(wrong, *record.checks[1:]))
+    assert not other.passed and "FAILS" in str(other)
+
+
+@pytest.mark.slow
+def test_a_stage_without_room_is_named_and_all_ranks_end() -> None:
+    # The narrowed model needs some hundred kilobytes per stage; the second stage's device has none.
+    given = plan()
+    full = replace(given.cluster.gpus[1], name="full", memory_bytes=100_000)
+    cluster = replace(given.cluster, gpus=(given.cluster.gpus[0], full))
+    found = verify(replace(given, cluster=cluster), backend="gloo", timeout=100)
+    assert not found.passed and found.stages == ()
+    assert found.problems[0].startswith("stage 1 does not fit: weights want ")
+
+
+def pid_of_rank(rank: int) -> int:
+    """Find the process of a rank among this one's children."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if f"{RANK_VARIABLE}={rank}".encode() in environment:
+                return int(pid)
+    raise AssertionError(f"rank {rank} is not among the children")
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_a_measurement_gives_the_launchers_error() -> None:
+    killed = []
+
+    def kill(event: Event) -> None:
+        if event.kind == "phase" and event.text == "decode" and event.rank == 1:
+            killed.append(pid_of_rank(1))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(LaunchError, match="rank 1"):
+        verify(plan(), backend="gloo", timeout=100, on_event=kill)
+    assert not Path(f"/proc/{killed[0]}").exists()
+
+
+@pytest.mark.skipif(visible_gpus() > 0, reason="this machine has GPUs")
+def test_nccl_without_gpus_is_refused() -> None:
+    with pytest.raises(BackendError, match="1 GPUs for one stage and 0 are visible"):
+        verify(plan(), backend="nccl")
+
+
+def test_a_spread_is_the_middle_and_the_tenths() -> None:
+    spread = Spread.of([float(value) for value in range(11, 0, -1)])
+    assert (spread.low_s, spread.median_s, spread.high_s, spread.repeats) == (2.0, 6.0, 10.0, 11)
+    assert Spread.of([1.0, 2.0]).median_s == 1.5

@@ -1,0 +1,87 @@
+"""What the ranks do in the tests of verification: entries for the launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import pgplan as pg
+from pgplan.codec import to_data
+from pgplan.distributed.tensor_plane import TensorPlane
+from pgplan.launcher import Worker
+from pgplan.model.spec import ModelSpec
+from pgplan.planning import split_ranges
+from pgplan.verification.checking import build_stage, check_handoff, check_pipeline
+from pgplan.verification.place import Place
+from pgplan.verification.scaling import narrowed, narrowing_factor, shortened
+from pgplan.verification.stage import Contents, Stage
+
+
+def small(name: str, *, layers: int) -> ModelSpec:
+    model = pg.load_model(name)
+    return narrowed(model.with_layers(layers), narrowing_factor(model, tp_size=2))
+
+
+def contents(model: ModelSpec, split: Sequence[int], stage: int) -> Contents:
+    start, stop = split_ranges(tuple(split))[stage]
+    last = len(split) - 1
+    return Contents(
+        layers=tuple(range(start, stop)),
+        embedding=stage == 0 or (model.tied and stage == last),
+        head=stage == last and not model.tied,
+        is_first=stage == 0,
+        is_last=stage == last,
+    )
+
+
+def with_layers(choose: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Callable[..., Stage]:
+    """Build the second stage from other layers than its own."""
+
+    def build(place: Place, model: ModelSpec, contents: Contents) -> Stage:
+        if place.stage == 1:
+            contents = replace(contents, layers=choose(contents.layers))
+        return build_stage(place, model, contents)
+
+    return build
+
+
+def wrong_shard(place: Place, model: ModelSpec, contents: Contents) -> Stage:
+    """Give the second rank of the first stage the first rank's part of one output projection."""
+    stage = build_stage(place, model, contents)
+    if place.stage == 0 and place.tp_rank == 1:
+        shards = place.shards()
+        shards.tp_rank = 0
+        layer = model.layers[contents.layers[0]]
+        out = next(weight for weight in layer.weights if weight.name.endswith("o_proj"))
+        stage.layers[0].attention.out.weight.copy_(shards.matrix(f"layer {contents.layers[0]}", out))
+    return stage
+
+
+FAULTS: dict[str, Callable[..., Stage]] = {
+    "none": build_stage,
+    "dropped": with_layers(lambda layers: layers[1:]),
+    "doubled": with_layers(lambda layers: (layers[0], layers[0], *layers[1:])),
+    "swapped": with_layers(lambda layers: (layers[1], layers[0], *layers[2:])),
+    "wrong shard": wrong_shard,
+}
+
+
+def check(worker: Worker, *, cases: list[list[Any]], pp: int, tp: int) -> list[Any]:
+    """Run the check for each case ``[model, layers, split, fault]``."""
+    torch.set_num_threads(1)
+    found = []
+    with TensorPlane(worker.group, backend="gloo", device="cpu", timeout_s=60) as plane:
+        for name, layers, split, fault in cases:
+            model = small(name, layers=layers)
+            model, short = shortened(model, tuple(split))
+            place = Place(worker, plane, pp_size=pp, tp_size=tp)
+            place.connect(max_tokens=128, hidden_size=model.hidden_size, dtype=torch.float32)
+            kept = contents(model, short, place.stage)
+            found.append(to_data(check_pipeline(place, model, kept, build=FAULTS[fault])))
+            hops = check_handoff(place, tokens=16, hidden_size=model.hidden_size, dtype=torch.float32)
+            found.append(to_data(hops))
+            worker.group.barrier()
+    return found
