@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pgplan.engines import engine_names as engine_names
+    from pgplan.engines import exporter_names as exporter_names
     from pgplan.engines import find_engine as find_engine
+    from pgplan.engines import find_exporter as find_exporter
     from pgplan.errors import EngineError as EngineError
     from pgplan.errors import GroupError as GroupError
     from pgplan.errors import HardwareError as HardwareError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from pgplan.hardware import find_gpu as find_gpu
     from pgplan.hardware import gpu_names as gpu_names
     from pgplan.hardware import local_cluster as local_cluster
+    from pgplan.logs import check_log as check_log
     from pgplan.model import ModelSpec as ModelSpec
     from pgplan.model import catalogue_names as catalogue_names
     from pgplan.model import load_model as load_model
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "pgplan.engines": ("engine_names", "find_engine"),
+    "pgplan.engines": ("engine_names", "exporter_names", "find_engine", "find_exporter"),
     "pgplan.errors": (
         "EngineError",
         "GroupError",
@@ -56,6 +59,7 @@ _HOMES = {
         "WorkloadError",
     ),
     "pgplan.hardware": ("GPU", "Cluster", "Link", "find_gpu", "gpu_names", "local_cluster"),
+    "pgplan.logs": ("check_log",),
     "pgplan.model": ("ModelSpec", "catalogue_names", "load_model"),
     "pgplan.planning": ("Plan", "plan"),
     "pgplan.widgets": ("Planner",),
@@ -81,8 +85,11 @@ __all__ = [
     "Workload",
     "WorkloadError",
     "catalogue_names",
+    "check_log",
     "engine_names",
+    "exporter_names",
     "find_engine",
+    "find_exporter",
     "find_gpu",
     "gpu_names",
     "load_model",

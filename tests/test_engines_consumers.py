@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from consumers import package_file, run_definitions, run_file
@@ -90,6 +90,23 @@ def test_layouts_are_read_as_megatron_core_reads_them(megatron: Any) -> None:
         ours = find_exporter("megatron").find_split(layout, num_layers=0, pp_size=stages)
         decoder = megatron.kinds.decoder
         assert ours == tuple(sum(chunk.count(decoder) for chunk in rank) for rank in built.layout)
+
+
+def test_megatron_core_builds_what_first_and_last_counts_say() -> None:
+    file = package_file("megatron", "core/transformer/transformer_block.py")
+    build = run_definitions(
+        file, "get_num_layers_to_build", TransformerConfig=Any, Optional=Optional, LayerType=None
+    )["get_num_layers_to_build"]
+    bridge = find_exporter("megatron-bridge", form="counts")
+    for split in [(19, 21, 21, 19), (3, 5), (10, 12, 14), (7, 8, 8, 8, 8, 6)]:
+        model = types.SimpleNamespace(
+            pipeline_model_parallel_layout=None,
+            account_for_embedding_in_pipeline_split=False,
+            account_for_loss_in_pipeline_split=False,
+            virtual_pipeline_model_parallel_size=None,
+        )
+        exec(bridge.export(plan_of(split)), {"cfg": types.SimpleNamespace(model=model)})
+        assert tuple(build(model, pp_rank=rank) for rank in range(len(split))) == split
 
 
 def torchtitan_generator() -> Any:
@@ -184,8 +201,6 @@ def test_deepspeed_cuts_where_the_plan_does(form: str, monkeypatch: pytest.Monke
 
 def test_colossalai_distributes_as_listed_and_by_default() -> None:
     file = package_file("colossalai", "pipeline/stage_manager.py")
-    from typing import Optional
-
     distribute = run_definitions(
         file, "PipelineStageManager.distribute_layers", List=list, Optional=Optional
     )["distribute_layers"]

@@ -23,8 +23,8 @@ from pgplan.errors import EngineError
 if TYPE_CHECKING:
     from pgplan.planning.record import Plan
 
-# llama_max_parallel_sequences()
-_MOST_SEQUENCES = 256
+# LLAMA_MAX_SEQ, and one less than llama_max_devices(), which --tensor-split must stay below.
+_MOST_SEQUENCES, _MOST_STAGES = 256, 15
 
 
 class LlamaCpp(Exporter):
@@ -35,6 +35,8 @@ class LlamaCpp(Exporter):
         override_tensor: Also name the tensors of each stage (``--override-tensor``). The proportions stay:
             the KV cache of a layer follows them.
         backend: What llama.cpp calls the devices, less their number.
+        mtp_layers: Layers of multi-token prediction in the GGUF file; they are slots before the output and
+            go to the last device.
     """
 
     name = "llama.cpp"
@@ -44,20 +46,30 @@ class LlamaCpp(Exporter):
     checked = "its stated rule, computed in float32"
 
     def __init__(
-        self, version: str | None = None, *, override_tensor: bool = False, backend: str = "CUDA"
+        self,
+        version: str | None = None,
+        *,
+        override_tensor: bool = False,
+        backend: str = "CUDA",
+        mtp_layers: int = 0,
     ) -> None:
         super().__init__(version)
-        self.override_tensor, self.backend = override_tensor, backend
+        self.override_tensor, self.backend, self.mtp_layers = override_tensor, backend, mtp_layers
 
     def export(self, plan: Plan) -> str:
         """Return the line; its context is what the workload's requests need in all."""
-        self.refuse_tp(plan, mend="plan with tp_size 1, or use --split-mode row without a plan")
+        self.refuse_tp(plan, mend="plan with tp_size 1")
+        if len(plan.split) > _MOST_STAGES:
+            raise EngineError(
+                f"llama.cpp takes at most {_MOST_STAGES} proportions, but the plan has {len(plan.split)} "
+                f"stages; plan with pp_size {_MOST_STAGES} or less"
+            )
         workload = plan.workload
         requests = min(workload.concurrency, plan.settings.max_num_seqs, _MOST_SEQUENCES)
         flags: dict[str, object] = {
             "n-gpu-layers": 999,
             "split-mode": "layer",
-            "tensor-split": ",".join(map(str, proportions(plan.split))),
+            "tensor-split": ",".join(map(str, proportions(plan.split, mtp_layers=self.mtp_layers))),
             # Else llama.cpp would fit what is not given to the memory that it finds.
             "fit": "off",
             "ctx-size": requests * workload.tokens_per_request,
@@ -90,7 +102,8 @@ class LlamaCpp(Exporter):
         by_name = None if named is None else _read_overrides(named, num_layers=num_layers, pp_size=pp_size)
         if given is None:
             return by_name
-        by_share = assigned_layers(_shares(given), num_layers=num_layers)
+        by_share = assigned_layers(_shares(given), num_layers=num_layers + self.mtp_layers)
+        by_share[-1] -= self.mtp_layers
         if by_name is not None and by_name != by_share:
             raise EngineError(
                 f"tensor-split puts {by_share} layers on the devices and override-tensor {by_name}, so "
@@ -99,13 +112,13 @@ class LlamaCpp(Exporter):
         return by_share
 
 
-def proportions(split: Sequence[int]) -> list[int]:
+def proportions(split: Sequence[int], *, mtp_layers: int = 0) -> list[int]:
     """Return the ``--tensor-split`` that makes a split.
 
     >>> proportions((40, 40))
     [40, 41]
     """
-    return [*split[:-1], split[-1] + 1]
+    return [*split[:-1], split[-1] + mtp_layers + 1]
 
 
 def assigned_layers(shares: Sequence[float], *, num_layers: int) -> list[int]:

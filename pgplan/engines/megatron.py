@@ -39,7 +39,7 @@ class MegatronLM(Exporter):
     title = "Megatron-LM (megatron-core)"
     default_version = "0.16"
     syntax = "--pipeline-model-parallel-layout or the first and last counts"
-    checked = "0.16.1: its layout parser and validation, run; its stated rule for counts"
+    checked = "0.16.1: its layout parser, validation and counting, run"
 
     def __init__(
         self,

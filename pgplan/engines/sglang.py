@@ -245,6 +245,7 @@ class SGLang(Engine):
         flags: dict[str, object] = {
             "pp-size": len(plan.split),
             "tp-size": plan.tp_size,
+            "dtype": plan.model.dtype,
             "mem-fraction-static": settings.memory_utilization,
             "context-length": settings.max_model_len,
             "chunked-prefill-size": limits.max_num_batched_tokens,

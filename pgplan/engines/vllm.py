@@ -152,6 +152,7 @@ class VLLM(Engine):
         flags: dict[str, object] = {
             "pipeline-parallel-size": len(plan.split),
             "tensor-parallel-size": plan.tp_size,
+            "dtype": plan.model.dtype,
             "gpu-memory-utilization": settings.memory_utilization,
             "max-model-len": settings.max_model_len,
             "max-num-batched-tokens": limits.max_num_batched_tokens,
