@@ -73,6 +73,7 @@ class Implementation:
 
     def _make_peer(self, ranks: int, **options: Any) -> list[Any]:
         options.setdefault("store_timeout", 5)
+        load_peer()  # once, before threads need it
         listener = bound_listener()
         port = listener.getsockname()[1]
         return in_threads(
@@ -415,12 +416,12 @@ def test_a_stranger_that_connects_and_says_half_a_word_stalls_nobody(implementat
 
 
 def half_said(address: tuple[str, int]) -> list[socket.socket]:
-    """Connect, if anybody still listens, and send the beginning of a TCPStore query and no more."""
+    """Connect, if anybody still listens, and send torch's TCPStore a greeting and the beginning of a SET."""
     try:
         stranger = socket.create_connection(address, timeout=1)
     except OSError:
         return []
-    stranger.sendall(b"\x00\x07\xa1\x0c\x3c" + b"\x00\xff\xff")
+    stranger.sendall(b"\x00" + (0x3C85F7CE).to_bytes(4, "little") + b"\x01" + b"\x05")
     time.sleep(0.2)
     return [stranger]
 

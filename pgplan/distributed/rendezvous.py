@@ -26,7 +26,7 @@ from pgplan.distributed.mesh import name_ranks
 from pgplan.distributed.wire import Kind, Parcel
 from pgplan.errors import GroupError, GroupTimeoutError, MessageError, PeerLostError
 
-HANDSHAKE_S = 0.8
+HANDSHAKE_S = 0.5
 _MAX_HANDSHAKES = 256
 _REDIAL_S = 0.02
 
