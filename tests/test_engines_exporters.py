@@ -198,6 +198,10 @@ def test_limits_that_the_user_gave_are_kept() -> None:
         example(prompt_tokens=32, max_num_batched_tokens=4096, max_num_seqs=256)
     )
     assert launch_limits(text) == (4096, 256)
+    # 64 prompts of 32 tokens want 512 tokens per step, but vLLM refuses fewer than it may run requests.
+    assert launch_limits(example(prompt_tokens=32, max_num_seqs=600).export()) == (600, 600)
+    # With 1024 the prompts make two microbatches whatever the limit: it stays.
+    assert launch_limits(example(prompt_tokens=32, max_num_seqs=1024).export()) == (8192, 1024)
 
 
 def test_lower_limits_leave_the_cache_at_least_as_large() -> None:

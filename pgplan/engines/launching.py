@@ -40,27 +40,29 @@ def filling_limits(plan: Plan, settings: EngineSettings) -> Limits:
         running    requests at once
         per_chunk  the most prompts per chunk that still make ``pp_size`` chunks
     """
-    pp_size, workload = len(plan.split), plan.workload
-    running = min(workload.concurrency, settings.max_num_seqs)
+    pp_size, prompt = len(plan.split), plan.workload.prompt_tokens
+    running = min(plan.workload.concurrency, settings.max_num_seqs)
     microbatch = -(-running // pp_size)
     tokens, seqs = settings.max_num_batched_tokens, settings.max_num_seqs
     as_planned = Limits(max_num_batched_tokens=tokens, max_num_seqs=seqs, microbatch_seqs=microbatch)
-    if pp_size == 1 or running < pp_size or workload.max_num_batched_tokens is not None:
+
+    def fills(limit: int) -> bool:
+        return -(-running // max(1, limit // prompt)) >= pp_size
+
+    if running < pp_size or plan.workload.max_num_batched_tokens is not None or fills(tokens):
         return as_planned
     per_chunk = min(microbatch, (running - 1) // (pp_size - 1))
-    filling = max(per_chunk * workload.prompt_tokens, running)
-    enough = -(-running // max(1, tokens // workload.prompt_tokens)) >= pp_size
-    if enough or filling >= tokens:
+    # vLLM refuses to start with more running requests than tokens per step.
+    filling = max(per_chunk * prompt, plan.workload.max_num_seqs or running)
+    if not fills(filling):
         return as_planned
     return Limits(
         max_num_batched_tokens=filling,
-        # Engines refuse more running requests than tokens per step.
-        max_num_seqs=seqs if workload.max_num_seqs is not None else min(seqs, filling),
+        max_num_seqs=min(seqs, filling),
         microbatch_seqs=microbatch,
         remark=(
-            f"# {filling} tokens per step, not the planned {tokens}: {running} prompts of "
-            f"{workload.prompt_tokens} tokens then form\n# {pp_size} microbatches, one per stage. It frees "
-            f"memory and takes none."
+            f"# {filling} tokens per step, not the planned {tokens}: {running} prompts of {prompt} tokens "
+            f"then form\n# {pp_size} microbatches, one per stage. It frees memory and takes none."
         ),
     )
 
