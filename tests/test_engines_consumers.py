@@ -297,6 +297,8 @@ def tiny_config(name: str, num_layers: int) -> tuple[Any, Any]:
         "gpt-oss-20b": "GptOss",
         "gemma-2-9b": "Gemma2",
         "phi-4": "Phi3",
+        "olmo-2-7b": "Olmo2",
+        "mistral-7b-v0.3": "Mistral",
         "glm-4.5": "Glm4Moe",
     }
     if name in kinds:
@@ -317,6 +319,8 @@ def tiny_config(name: str, num_layers: int) -> tuple[Any, Any]:
         "gpt-oss-20b",
         "gemma-2-9b",
         "phi-4",
+        "olmo-2-7b",
+        "mistral-7b-v0.3",
         "glm-4.5",
         "gemma-3-4b",
         "qwen3-vl-8b",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgplan.engines.exporter import Exporter
@@ -13,15 +14,27 @@ from pgplan.model.spec import ModelSpec
 if TYPE_CHECKING:
     from pgplan.planning.record import Plan
 
-# Where transformers 5 keeps the language model, and what stands beside it, in models with towers.
-_WITH_TOWERS = {
-    "Gemma3ForConditionalGeneration": (
-        "model.language_model",
-        ("model.vision_tower", "model.multi_modal_projector"),
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Modules:
+    """Name where transformers keeps what a device map places: the decoder, its last norm, the towers."""
+
+    decoder: str = "model"
+    norm: str = "norm"
+    towers: tuple[str, ...] = ()
+
+
+_USUAL = _Modules()
+_MODULES = {
+    "PhiForCausalLM": _Modules(norm="final_layernorm"),
+    "Gemma3ForConditionalGeneration": _Modules(
+        decoder="model.language_model", towers=("model.vision_tower", "model.multi_modal_projector")
     ),
-    "Qwen3VLForConditionalGeneration": ("model.language_model", ("model.visual",)),
-    "Qwen3VLMoeForConditionalGeneration": ("model.language_model", ("model.visual",)),
+    "Qwen3VLForConditionalGeneration": _Modules(decoder="model.language_model", towers=("model.visual",)),
+    "Qwen3VLMoeForConditionalGeneration": _Modules(decoder="model.language_model", towers=("model.visual",)),
 }
+# Models that come with code of their own and name their modules as nobody else does.
+_OWN_NAMES = frozenset({"ChatGLMForConditionalGeneration", "ChatGLMModel", "QWenLMHeadModel"})
 
 
 class HuggingFace(Exporter):
@@ -88,28 +101,24 @@ def device_map(model: ModelSpec, split: Sequence[int]) -> dict[str, int]:
 
 
 def _entries(model: ModelSpec, split: Sequence[int]) -> Iterator[tuple[str, int]]:
-    prefix, towers = _module_names(model)
-    last = len(split) - 1
-    yield from ((tower, 0) for tower in towers)
-    yield f"{prefix}.embed_tokens", 0
-    yield f"{prefix}.rotary_emb", 0
-    layer = 0
-    for stage, count in enumerate(split):
-        for _ in range(count):
-            yield f"{prefix}.layers.{layer}", stage
-            layer += 1
-    yield f"{prefix}.norm", last
+    names, last = _modules(model), len(split) - 1
+    yield from ((tower, 0) for tower in names.towers)
+    yield f"{names.decoder}.embed_tokens", 0
+    yield f"{names.decoder}.rotary_emb", 0
+    stages = (stage for stage, count in enumerate(split) for _ in range(count))
+    for layer, stage in enumerate(stages):
+        yield f"{names.decoder}.layers.{layer}", stage
+    yield f"{names.decoder}.{names.norm}", last
     yield "lm_head", 0 if model.tied else last
 
 
-def _module_names(model: ModelSpec) -> tuple[str, tuple[str, ...]]:
-    if model.architecture in _WITH_TOWERS:
-        return _WITH_TOWERS[model.architecture]
-    norms = [norm.name for norm in model.final_norm]
-    usual = model.embedding.name == "model.embed_tokens" and norms == ["model.norm"]
-    if model.towers or not usual:
+def _modules(model: ModelSpec) -> _Modules:
+    if model.architecture in _MODULES:
+        return _MODULES[model.architecture]
+    usual = model.embedding.name == "model.embed_tokens" and model.architecture not in _OWN_NAMES
+    if model.towers or not usual or any(norm.name != "model.norm" for norm in model.final_norm):
         raise EngineError(
             f"a device_map needs the names of all modules, which are not known for {model.architecture}; "
             f"export to json and fill them in"
         )
-    return "model", ()
+    return _USUAL
