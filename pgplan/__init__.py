@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from pgplan.model import load_model as load_model
     from pgplan.planning import Plan as Plan
     from pgplan.planning import plan as plan
+    from pgplan.verification import Verification as Verification
+    from pgplan.verification import verify as verify
     from pgplan.widgets import Planner as Planner
     from pgplan.workload import Workload as Workload
 
@@ -62,6 +64,7 @@ _HOMES = {
     "pgplan.logs": ("check_log",),
     "pgplan.model": ("ModelSpec", "catalogue_names", "load_model"),
     "pgplan.planning": ("Plan", "plan"),
+    "pgplan.verification": ("Verification", "verify"),
     "pgplan.widgets": ("Planner",),
     "pgplan.workload": ("Workload",),
 }
@@ -82,6 +85,7 @@ __all__ = [
     "PlanError",
     "Planner",
     "SplitError",
+    "Verification",
     "Workload",
     "WorkloadError",
     "catalogue_names",
@@ -95,6 +99,7 @@ __all__ = [
     "load_model",
     "local_cluster",
     "plan",
+    "verify",
 ]
 
 

@@ -9,8 +9,9 @@ import torch
 from verification_entries import small
 
 from pgplan.model.spec import ModelSpec
-from pgplan.verification.attention import Step, causal_attention
+from pgplan.verification.attention import causal_attention
 from pgplan.verification.experts import Experts, grouped_product
+from pgplan.verification.pieces import Step
 from pgplan.verification.shards import Shards
 from pgplan.verification.stage import Contents, Stage
 

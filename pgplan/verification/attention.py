@@ -12,130 +12,14 @@ Glossary
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec, Weight
+from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
 
 if TYPE_CHECKING:
     import torch
-
-Reduce = Callable[["torch.Tensor"], "torch.Tensor"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """Tell where the tokens of one microbatch stand.
-
-    Args:
-        sequences: Sequences in it.
-        length: New tokens of each.
-        start: Tokens of each that came before.
-        first_row: Where its sequences begin in the cache.
-    """
-
-    sequences: int
-    length: int
-    start: int
-    first_row: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Count the new tokens."""
-        return self.sequences * self.length
-
-    @property
-    def is_decode(self) -> bool:
-        """Tell whether each sequence has one new token and others before it."""
-        return self.length == 1 and self.start > 0
-
-    @property
-    def rows(self) -> slice:
-        """Its rows of the cache."""
-        return slice(self.first_row, self.first_row + self.sequences)
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """Hold a matrix and perhaps a bias."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-
-    @classmethod
-    def make(cls, shards: Shards, place: str, *weights: Weight) -> Linear:
-        """Make one fused product of several weights."""
-        return cls(shards.matrix(place, *weights), shards.bias(place, *weights))
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Map the last dimension."""
-        import torch.nn.functional as F
-
-        return F.linear(x, self.weight, self.bias)
-
-
-class Norm:
-    """Normalise by the root of the mean square; with a bias, by mean and variance.
-
-    Args:
-        reduce: Sums over the ranks, for a norm whose vector is divided over them.
-        parts: Over how many ranks it is.
-    """
-
-    def __init__(
-        self, shards: Shards, place: str, weight: Weight, *, reduce: Reduce | None = None, parts: int = 1
-    ) -> None:
-        self.weight, self.bias = shards.vector(place, weight), shards.bias(place, weight)
-        self._reduce, self._parts = reduce, parts
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension."""
-        import torch
-        import torch.nn.functional as F
-
-        size = len(self.weight)
-        if self.bias is not None:
-            return F.layer_norm(x, (size,), self.weight, self.bias)
-        if self._reduce is None or self._parts == 1:
-            return F.rms_norm(x, (size,), self.weight, 1e-6)
-        mean_square = self._reduce(x.float().square().mean(-1, keepdim=True)) / self._parts
-        return (x * torch.rsqrt(mean_square + 1e-6)).to(x.dtype) * self.weight
-
-
-class Rotary:
-    """Hold the cosines and sines of one kind of rotary positions.
-
-    Args:
-        max_positions: Rows of the table.
-        size: Elements per head that rotate.
-        theta: The base.
-    """
-
-    def __init__(
-        self, *, max_positions: int, size: int, theta: float, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        import torch
-
-        frequencies = (theta or 10_000.0) ** -(torch.arange(0, size, 2, device=device) / size)
-        self.table = torch.empty((max_positions, size), dtype=dtype, device=device)
-        # In slices: angles are fp32, and twice or four times the table.
-        for first in range(0, max_positions, 1 << 14):
-            positions = torch.arange(first, min(first + (1 << 14), max_positions), device=device)
-            angles = torch.outer(positions.float(), frequencies)
-            self.table[first : first + len(positions)] = torch.cat((angles.cos(), angles.sin()), -1).to(dtype)
-
-    def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
-        """Rotate the last dimension of ``x``, shape ``(s, t, heads, elements)``."""
-        import torch
-
-        rows = self.table[step.start : step.start + step.length, None]
-        cos, sin = rows.chunk(2, -1)
-        half = cos.shape[-1]
-        first, second = x[..., :half], x[..., half : 2 * half]
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        return torch.cat(turned if 2 * half == x.shape[-1] else (*turned, x[..., 2 * half :]), -1)
 
 
 class GroupedAttention:
@@ -184,16 +68,17 @@ class GroupedAttention:
         """Return q, k and v, each ``(s, t, heads, d)``, queries and keys normed and rotated."""
         import torch
 
-        spec = self.spec
-        sizes = [self.heads * spec.head_dim, self.kv_heads * spec.head_dim, self.kv_heads * spec.v_head_dim]
-        flat = list(torch.split(self.qkv(x), sizes, -1))
-        for index, norm in enumerate(self.norms):
-            flat[index] = norm(flat[index].reshape(len(x), -1, len(norm.weight))).flatten(-2)
-        q, k, v = (
-            part.reshape(step.sequences, step.length, heads, -1)
-            for part, heads in zip(flat, (self.heads, self.kv_heads, self.kv_heads), strict=True)
-        )
-        return self._rotary(q, step), self._rotary(k, step), v
+        spec, shape = self.spec, (step.sequences, step.length)
+        turned = (self.heads + self.kv_heads) * spec.head_dim
+        flat = self.qkv(x)
+        both, v = flat[:, :turned], flat[:, turned:]
+        if self.norms:
+            parts = torch.split(both, [self.heads * spec.head_dim, self.kv_heads * spec.head_dim], -1)
+            both = torch.cat([_normed(norm, part) for norm, part in zip(self.norms, parts, strict=True)], -1)
+        # Queries and keys turn together: a decode step is short of nothing but kernels to launch.
+        both = self._rotary(both.view(*shape, -1, spec.head_dim), step)
+        q, k = torch.split(both, [self.heads, self.kv_heads], 2)
+        return q, k, v.view(*shape, self.kv_heads, -1)
 
     def _decode(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: list[torch.Tensor], step: Step
@@ -206,7 +91,7 @@ class GroupedAttention:
         slot, present = step.start % kept, min(step.start + 1, kept)
         keys[:, :, slot] = k[:, 0]
         values[:, :, slot] = v[:, 0]
-        grouped = q.view(step.sequences, self.kv_heads, self.heads // self.kv_heads, -1)
+        grouped = q.reshape(step.sequences, self.kv_heads, self.heads // self.kv_heads, -1)
         return F.scaled_dot_product_attention(grouped, keys[:, :, :present], values[:, :, :present])
 
     def _prefill(
@@ -224,11 +109,8 @@ class GroupedAttention:
             whole = [
                 torch.cat((old[:, :, slots], new), 2) for old, new in zip((keys, values), fresh, strict=True)
             ]
-        last = min(step.length, kept)
-        end = step.start + step.length
-        slots = torch.arange(end - last, end, device=q.device) % kept
         for part, new in zip((keys, values), fresh, strict=True):
-            part[:, :, slots] = new[:, :, step.length - last :]
+            _keep(part, new, end=step.start + step.length)
         window = self.spec.window if self.spec.window and self.spec.window < before + step.length else None
         return causal_attention(q.transpose(1, 2), whole[0], whole[1], window=window).transpose(1, 2)
 
@@ -280,6 +162,24 @@ def causal_attention(
     if window is not None:
         mask &= other > position - window
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def _normed(norm: Norm, flat: torch.Tensor) -> torch.Tensor:
+    """Norm each head, or all at once, as long as the norm's vector is."""
+    return norm(flat.reshape(len(flat), -1, len(norm.weight))).view(flat.shape)
+
+
+def _keep(cache: torch.Tensor, new: torch.Tensor, *, end: int) -> None:
+    """Write the tokens before ``end`` into a cache, as many as it has room for; a full one is a ring."""
+    import torch
+
+    kept, length = cache.shape[2], new.shape[2]
+    if end <= kept:
+        cache[:, :, end - length : end] = new
+        return
+    last = min(length, kept)
+    slots = torch.arange(end - last, end, device=cache.device) % kept
+    cache[:, :, slots] = new[:, :, length - last :]
 
 
 def _find(named: dict[str, Weight], endings: tuple[str, ...]) -> Weight:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pgplan.distributed.handoff import recv_stage, send_stage
 from pgplan.model.spec import ModelSpec
-from pgplan.verification.attention import Step
+from pgplan.verification.pieces import Step
 from pgplan.verification.place import Place
 from pgplan.verification.shards import Shards
 from pgplan.verification.stage import Contents, Stage

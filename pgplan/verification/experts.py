@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec, Weight
-from pgplan.verification.attention import Linear
+from pgplan.verification.pieces import Linear
 from pgplan.verification.shards import Shards
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec
-from pgplan.verification.attention import Linear, Norm, Reduce, Rotary, Step, causal_attention
+from pgplan.verification.attention import causal_attention
+from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pgplan.distributed.handoff import recv_stage, send_stage
-from pgplan.verification.attention import Step
+from pgplan.verification.pieces import Step
 from pgplan.verification.place import Place
 from pgplan.verification.stage import Stage
 

@@ -10,10 +10,10 @@ from pgplan.codec import to_data
 from pgplan.distributed.tensor_plane import TensorPlane
 from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
-from pgplan.verification.attention import Step
 from pgplan.verification.checking import Check, build_stage, check_handoff, check_pipeline
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Pass, run_hops, run_pipeline, run_repeatedly
+from pgplan.verification.pieces import Step
 from pgplan.verification.place import Place
 from pgplan.verification.record import FlowMeasurement, Spread, StageMeasurement
 from pgplan.verification.scaling import shortened
@@ -79,6 +79,8 @@ class _Rank:
         self._found = _Findings()
         self._began_s = time.perf_counter()
         self._phase("connect")
+        if plane.device.type == "cuda":
+            torch.cuda.set_device(plane.device)
         self.place = Place(worker, plane, pp_size=plan.pp_size, tp_size=plan.tp_size, alone=alone)
         self.memory = DeviceMemory(plane.device)
         self.dtype: torch.dtype = getattr(torch, plan.model.dtype)

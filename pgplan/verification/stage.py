@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from pgplan.engines import find_engine
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
-from pgplan.verification.attention import GroupedAttention, Linear, Norm, Reduce, Rotary, Step
+from pgplan.verification.attention import GroupedAttention
 from pgplan.verification.experts import Experts, Mlp
 from pgplan.verification.latent import LatentAttention
+from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
 
 if TYPE_CHECKING:

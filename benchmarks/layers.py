@@ -1,0 +1,222 @@
+"""Measure how near decoder layers come to one large matrix product and one large copy, on one GPU.
+
+For each kind of layer of some models: a prefill chunk in FLOP/s beside an 8192 x 8192 x 8192 bf16 product,
+and a decode step (in a CUDA graph) in bytes of weights and KV cache per second beside a copy, ceilings of
+the same run. With --attention also the decode attention of each fused kernel that torch has.
+
+    python benchmarks/layers.py [--models A,B] [--attention] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pgplan as pg
+from pgplan.cost.sharding import layer_bytes, rank_bytes
+from pgplan.cost.timing import attention_operations, experts_touched
+from pgplan.model.spec import LayerSpec, ModelSpec
+from pgplan.verification.passes import Pass
+from pgplan.verification.pieces import Step
+from pgplan.verification.shards import Shards
+from pgplan.verification.stage import Contents, Stage
+
+MODELS = ("llama-3.1-70b", "llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v2-lite", "gemma-3-27b")
+LAYERS = 4
+PREFILL = ((2, 2048), (1, 8192))
+DECODE = ((1, 512), (16, 4096), (64, 512), (64, 4096), (128, 512))
+
+
+def median_s(run: Callable[[], object], *, repeats: int = 20) -> float:
+    """Return the median seconds of a run on the GPU."""
+    for _ in range(3):
+        run()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    times = sorted(a.elapsed_time(b) / 1e3 for a, b in pairwise(events))
+    return times[repeats // 2]
+
+
+def ceilings() -> dict[str, float]:
+    """Return the rates of a large product and a large copy on random data."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product_s = median_s(lambda: a @ b)
+    source = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    copy_s = median_s(lambda: target.copy_(source))
+    return {"matmul_flops": 2 * 8192**3 / product_s, "copy_bytes_per_s": 2 * source.nbytes / copy_s}
+
+
+def one_kind(model: ModelSpec, kind: int) -> tuple[ModelSpec, Stage]:
+    """Build a middle stage of a few layers of one kind."""
+    same = replace(model, pattern=(kind,) * LAYERS, forbidden_cuts=(), towers=())
+    contents = Contents(
+        layers=tuple(range(LAYERS)), embedding=False, head=False, is_first=False, is_last=False
+    )
+    shards = Shards(tp_size=1, tp_rank=0, device=torch.device("cuda"))
+    return same, Stage(same, contents, shards, reduce=lambda x: x, gather=lambda x: x)
+
+
+def prefill_flops(model: ModelSpec, layer: LayerSpec, step: Step) -> float:
+    """Count the operations of a chunk: products, and attention to half the prompt (or the window)."""
+    products = 0.0
+    for weight in layer.weights:
+        if weight.is_matrix:
+            visits = layer.experts_per_token / weight.copies if weight.part == "experts" else 1.0
+            products += 2.0 * step.tokens * weight.rows * weight.cols * weight.copies * visits
+    spec = layer.attention
+    assert spec is not None
+    context = min(step.length / 2, spec.window or step.length)
+    return products + attention_operations(spec, tokens=step.tokens, context=context)
+
+
+def decode_bytes(layer: LayerSpec, step: Step) -> float:
+    """Count the bytes that a step must read: weights of the experts that it visits, and the cache."""
+    experts = sum(rank_bytes(weight, tp_size=1) for weight in layer.weights if weight.part == "experts")
+    weights: float = layer_bytes(layer, tp_size=1) - experts
+    if layer.num_experts:
+        weights += experts * experts_touched(layer, step.tokens) / layer.num_experts
+    spec = layer.attention
+    assert spec is not None
+    context = min(step.start + 1, spec.window or step.start + 1)
+    return weights + step.sequences * context * spec.kv_elements_per_token() * 2
+
+
+def measure(model: ModelSpec, kind: int, ceiling: dict[str, float]) -> list[dict[str, Any]]:
+    same, stage = one_kind(model, kind)
+    layer = model.kinds[kind]
+    rows = []
+    steps = [Step(sequences=s, length=t, start=0) for s, t in PREFILL]
+    steps += [Step(sequences=s, length=1, start=c - 1) for s, c in DECODE]
+    for step in steps:
+        tokens = step.start + step.length
+        count = stage.cache_elements(rows=step.sequences, tokens=tokens)
+        pool = torch.empty(count, device="cuda", dtype=stage.dtype)
+        work = Pass(stage, stage.make_cache(pool, rows=step.sequences, tokens=tokens), step)
+        decode = step.start > 0
+        if decode:
+            work.capture()
+        each_s = median_s(work.run) / LAYERS
+        if decode:
+            share = decode_bytes(layer, step) / each_s / ceiling["copy_bytes_per_s"]
+        else:
+            share = prefill_flops(same, layer, step) / each_s / ceiling["matmul_flops"]
+        phase, size = ("decode", tokens) if decode else ("prefill", step.length)
+        row = {
+            "model": model.name,
+            "kind": layer.kind,
+            "phase": phase,
+            "sequences": step.sequences,
+            "context": size,
+            "layer_s": each_s,
+            "of_ceiling": share,
+        }
+        print(
+            f"{model.name:18} {layer.kind:16} {phase:8} {step.sequences:4} x {size:5}  "
+            f"{each_s * 1e6:9.1f} us per layer  {100 * share:5.1f} % of {'copy' if decode else 'product'}",
+            flush=True,
+        )
+        rows.append(row)
+        del work, pool
+    return rows
+
+
+def decode_attention() -> list[dict[str, Any]]:
+    """Time one layer's decode attention with each kernel, in a graph, for several shapes."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    rows = []
+    for name, kv_heads, group, size in (
+        ("llama-70b", 8, 8, 128),
+        ("qwen3-30b", 4, 8, 128),
+        ("gemma", 16, 2, 128),
+    ):
+        for batch, context in ((16, 4096), (64, 512), (64, 4096), (1, 4096)):
+            q = torch.randn(batch, kv_heads, group, size, device="cuda", dtype=torch.bfloat16)
+            k, v = (
+                torch.randn(batch, kv_heads, context, size, device="cuda", dtype=q.dtype) for _ in range(2)
+            )
+            for backend in (
+                SDPBackend.FLASH_ATTENTION,
+                SDPBackend.CUDNN_ATTENTION,
+                SDPBackend.EFFICIENT_ATTENTION,
+                None,
+            ):
+                try:
+                    seconds = graphed_s(backend, sdpa_kernel, q, k, v)
+                except RuntimeError as error:
+                    print(name, batch, context, backend, str(error)[:80])
+                    continue
+                rate = 2 * k.nbytes / seconds
+                kernel = backend.name if backend is not None else "default"
+                rows.append(
+                    {"shape": name, "batch": batch, "context": context, "kernel": kernel, "bytes_per_s": rate}
+                )
+                print(
+                    f"{name:10} {batch:4} x {context:5} {kernel:20} {seconds * 1e6:8.1f} us "
+                    f"{rate / 1e12:5.2f} TB/s",
+                    flush=True,
+                )
+    return rows
+
+
+def graphed_s(backend: Any, choose: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> float:
+    from contextlib import nullcontext
+
+    import torch.nn.functional as F
+
+    def run() -> torch.Tensor:
+        with choose([backend]) if backend is not None else nullcontext():
+            return F.scaled_dot_product_attention(q, k, v)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run()
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return median_s(graph.replay)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--attention", action="store_true", help="compare kernels of decode attention")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        ceiling = ceilings()
+        print(
+            f"{torch.cuda.get_device_name()}, torch {torch.__version__}: "
+            f"product {ceiling['matmul_flops'] / 1e12:.0f} TFLOP/s, "
+            f"copy {ceiling['copy_bytes_per_s'] / 1e12:.2f} TB/s"
+        )
+        kernels = decode_attention() if args.attention else []
+        for name in filter(None, args.models.split(",")):
+            model = pg.load_model(name)
+            for kind in range(len(model.kinds)):
+                rows += measure(model, kind, ceiling)
+                torch.cuda.empty_cache()
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"ceilings": ceiling, "layers": rows, "attention": kernels}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What decoder layers are made of: products, norms, rotary positions, and where a microbatch stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgplan.model.spec import Weight
+from pgplan.verification.shards import Shards
+
+if TYPE_CHECKING:
+    import torch
+
+# Steps whose rows of a rotary table are kept ready: a prefill chunk, a decode step, those of a check.
+_STEPS_KEPT = 16
+
+Reduce = Callable[["torch.Tensor"], "torch.Tensor"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Tell where the tokens of one microbatch stand.
+
+    Args:
+        sequences: Sequences in it.
+        length: New tokens of each.
+        start: Tokens of each that came before.
+        first_row: Where its sequences begin in the cache.
+    """
+
+    sequences: int
+    length: int
+    start: int
+    first_row: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Count the new tokens."""
+        return self.sequences * self.length
+
+    @property
+    def is_decode(self) -> bool:
+        """Tell whether each sequence has one new token and others before it."""
+        return self.length == 1 and self.start > 0
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of the cache."""
+        return slice(self.first_row, self.first_row + self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """Hold a matrix and perhaps a bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @classmethod
+    def make(cls, shards: Shards, place: str, *weights: Weight) -> Linear:
+        """Make one fused product of several weights."""
+        return cls(shards.matrix(place, *weights), shards.bias(place, *weights))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Map the last dimension."""
+        import torch.nn.functional as F
+
+        return F.linear(x, self.weight, self.bias)
+
+
+class Norm:
+    """Normalise by the root of the mean square; with a bias, by mean and variance.
+
+    Args:
+        reduce: Sums over the ranks, for a norm whose vector is divided over them.
+        parts: Over how many ranks it is.
+    """
+
+    def __init__(
+        self, shards: Shards, place: str, weight: Weight, *, reduce: Reduce | None = None, parts: int = 1
+    ) -> None:
+        self.weight, self.bias = shards.vector(place, weight), shards.bias(place, weight)
+        self._reduce, self._parts = reduce, parts
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension."""
+        import torch
+        import torch.nn.functional as F
+
+        size = len(self.weight)
+        if self.bias is not None:
+            return F.layer_norm(x, (size,), self.weight, self.bias)
+        if self._reduce is None or self._parts == 1:
+            return F.rms_norm(x, (size,), self.weight, 1e-6)
+        mean_square = self._reduce(x.float().square().mean(-1, keepdim=True)) / self._parts
+        return (x * torch.rsqrt(mean_square + 1e-6)).to(x.dtype) * self.weight
+
+
+class Rotary:
+    """Hold the cosines and sines of one kind of rotary positions.
+
+    Args:
+        max_positions: Rows of the table.
+        size: Elements per head that rotate.
+        theta: The base.
+    """
+
+    def __init__(
+        self, *, max_positions: int, size: int, theta: float, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        import torch
+
+        frequencies = (theta or 10_000.0) ** -(torch.arange(0, size, 2, device=device) / size)
+        self.table = torch.empty((max_positions, size), dtype=dtype, device=device)
+        self._used: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        # In slices: angles are fp32, and twice or four times the table.
+        for first in range(0, max_positions, 1 << 14):
+            positions = torch.arange(first, min(first + (1 << 14), max_positions), device=device)
+            angles = torch.outer(positions.float(), frequencies)
+            self.table[first : first + len(positions)] = torch.cat((angles.cos(), angles.sin()), -1).to(dtype)
+
+    def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+        """Rotate the last dimension of ``x``, shape ``(s, t, heads, elements)``."""
+        import torch
+
+        cos, sin = self._rows(step)
+        size = cos.shape[-1]
+        turning = x[..., :size]
+        turned = torch.addcmul(turning * cos, turning.roll(size // 2, -1), sin)
+        return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
+
+    def _rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cosines of a step's positions, and the sines with the sign of the first half turned.
+
+        All layers of a step ask for the same, and a captured graph reads them where they lie.
+        """
+        import torch
+
+        key = (step.start, step.length)
+        if key not in self._used:
+            if len(self._used) >= _STEPS_KEPT:
+                self._used.clear()
+            cos, sin = self.table[step.start : step.start + step.length, None].chunk(2, -1)
+            self._used[key] = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        return self._used[key]
