@@ -304,6 +304,15 @@ def tiny_config(name: str, num_layers: int) -> tuple[Any, Any]:
     if name in kinds:
         config = getattr(transformers, f"{kinds[name]}Config")(num_hidden_layers=num_layers)
         return getattr(transformers, f"{kinds[name]}ForCausalLM"), config
+    if name == "llama-4-scout":
+        text = {
+            "num_hidden_layers": num_layers,
+            "moe_layers": [],
+            "layer_types": None,
+            "no_rope_layers": None,
+        }
+        config = transformers.Llama4Config(text_config=text, vision_config={"num_hidden_layers": 1})
+        return transformers.Llama4ForConditionalGeneration, config
     vision = {"gemma-3-4b": "Gemma3", "qwen3-vl-8b": "Qwen3VL", "qwen3-vl-235b-a22b": "Qwen3VLMoe"}[name]
     config = getattr(transformers, f"{vision}Config")(text_config={"num_hidden_layers": num_layers})
     return getattr(transformers, f"{vision}ForConditionalGeneration"), config
@@ -323,6 +332,7 @@ def tiny_config(name: str, num_layers: int) -> tuple[Any, Any]:
         "mistral-7b-v0.3",
         "glm-4.5",
         "gemma-3-4b",
+        "llama-4-scout",
         "qwen3-vl-8b",
         "qwen3-vl-235b-a22b",
     ],
@@ -345,9 +355,9 @@ def test_device_maps_cover_the_models_of_transformers(name: str) -> None:
 
 
 def test_device_maps_are_refused_where_names_are_not_known() -> None:
-    model = pg.load_model("llama-4-scout")
-    with pytest.raises(pg.EngineError, match="not known for Llama4ForConditionalGeneration; export to json"):
-        device_map(model, (24, 24))
+    model = pg.load_model("kimi-k2.5")
+    with pytest.raises(pg.EngineError, match="not known for KimiK25ForConditionalGeneration; export to json"):
+        device_map(model, (30, 31))
 
 
 # torch.export warns of its own use of a class that it deprecates.

@@ -135,6 +135,8 @@ def test_serving_engines_are_read_from_what_people_write(name: str, variable: st
         f'export {variable}_PP_LAYER_PARTITION="19, 21, 21, 19"',
         f"docker run -e {variable}_PP_LAYER_PARTITION=19,21,21,19 image",
         f'  {variable}_PP_LAYER_PARTITION: "19,21,21,19"',
+        f'- name: {variable}_PP_LAYER_PARTITION\n  value: "19,21,21,19"\n- name: OTHER\n  value: "1"',
+        f"ENV {variable}_PP_LAYER_PARTITION 19,21,21,19",
         f'os.environ["{variable}_PP_LAYER_PARTITION"] = "19,21,21,19"',
         f"# {variable}_PP_LAYER_PARTITION=1,2,3,74\n{variable}_PP_LAYER_PARTITION=19,21,21,19",
     ):

@@ -97,6 +97,8 @@ def test_a_recorded_run_agrees_with_its_plan() -> None:
     # The other runs of that day.
     [
         ("qwen3-8b", 0.9, (4.40, 3.24, 3.24, 4.40), 120.91, "3,521,872"),
+        # Of this one only the first worker's line was kept.
+        ("qwen3-30b-a3b", 0.9, (15.10,), 110.03, "4,786,432"),
         ("qwen3-32b", 0.17, (15.99, 14.54, 14.54, 15.99), 6.94, "113,664"),
     ],
 )

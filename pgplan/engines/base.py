@@ -193,6 +193,8 @@ class Engine(Exporter):
 
     def find_split(self, text: str, *, num_layers: int, pp_size: int) -> Sequence[int | str] | None:
         """Read the override variable; a launch line without it means the default split."""
+        # Kubernetes writes name and value on two lines.
+        text = re.sub(r"name:\s*[\"']?(\w+)[\"']?\s+value:", r"\1:", text)
         given = find_setting(text, self.override_variable)
         if given is None and re.fullmatch(r"[\d,\s]+", text):
             given = text

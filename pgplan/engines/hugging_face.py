@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Modules:
-    """Name where transformers keeps what a device map places: the decoder, its last norm, the towers."""
+    """Name where transformers keeps what a device map places: the decoder, its last norm, head and towers."""
 
     decoder: str = "model"
     norm: str = "norm"
+    head: str = "lm_head"
     towers: tuple[str, ...] = ()
 
 
@@ -29,6 +30,11 @@ _MODULES = {
     "PhiForCausalLM": _Modules(norm="final_layernorm"),
     "Gemma3ForConditionalGeneration": _Modules(
         decoder="model.language_model", towers=("model.vision_tower", "model.multi_modal_projector")
+    ),
+    "Llama4ForConditionalGeneration": _Modules(
+        decoder="language_model.model",
+        head="language_model.lm_head",
+        towers=("vision_model", "multi_modal_projector"),
     ),
     "Qwen3VLForConditionalGeneration": _Modules(decoder="model.language_model", towers=("model.visual",)),
     "Qwen3VLMoeForConditionalGeneration": _Modules(decoder="model.language_model", towers=("model.visual",)),
@@ -109,7 +115,7 @@ def _entries(model: ModelSpec, split: Sequence[int]) -> Iterator[tuple[str, int]
     for layer, stage in enumerate(stages):
         yield f"{names.decoder}.layers.{layer}", stage
     yield f"{names.decoder}.{names.norm}", last
-    yield "lm_head", 0 if model.tied else last
+    yield names.head, 0 if model.tied else last
 
 
 def _modules(model: ModelSpec) -> _Modules:
