@@ -68,7 +68,7 @@ def catalogue_entry(name: str) -> CatalogueEntry:
     typed = name.rsplit("/", 1)[-1].lower()
     longer = [known for known in entries if typed and known.startswith(typed)]
     near = [*longer, *difflib.get_close_matches(typed, set(entries) - set(longer), n=3, cutoff=0.5)][:3]
-    hint = f"the nearest are {', '.join(near)}" if near else "catalogue_names() lists all"
+    hint = f"the nearest are {', '.join(near)}" if near else "'pgplan models' lists all"
     raise ModelError(f"the catalogue has no model {name!r}; {hint}; or give the path of its config.json")
 
 

@@ -34,16 +34,16 @@ class Comparison:
     def words(self) -> str:
         """Say in one line what B changes, e.g. ``"decode +14 %, prefill −9 %, KV 412k tokens (−6 %)"``."""
         a, b = self.a, self.b
-        said = [
-            f"decode {change(a.decode_tokens_per_s, b.decode_tokens_per_s)}",
-            f"prefill {change(a.prefill_tokens_per_s, b.prefill_tokens_per_s)}",
-            f"KV {short_count(b.kv_tokens)} tokens ({change(a.kv_tokens, b.kv_tokens)})",
-        ]
-        if not b.fits:
-            said.insert(0, "B does not fit" if a.fits else "neither fits")
-        elif not a.fits:
-            said.insert(0, "B fits, A does not")
-        return ", ".join(said)
+        if not (a.fits and b.fits):
+            # The throughput of a plan that cannot run is nothing to compare with.
+            return "B fits, A does not" if b.fits else "A fits, B does not" if a.fits else "neither fits"
+        return ", ".join(
+            (
+                f"decode {change(a.decode_tokens_per_s, b.decode_tokens_per_s)}",
+                f"prefill {change(a.prefill_tokens_per_s, b.prefill_tokens_per_s)}",
+                f"KV {short_count(b.kv_tokens)} tokens ({change(a.kv_tokens, b.kv_tokens)})",
+            )
+        )
 
     def __str__(self) -> str:
         columns = shutil.get_terminal_size(fallback=(80, 24)).columns
