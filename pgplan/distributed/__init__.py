@@ -3,22 +3,22 @@
 The names and signatures are those of vLLM's ``vllm/distributed/utils.py``, so that code written against that
 file runs on this one. On purpose it differs there:
 
-- Objects travel as data (msgpack, large buffers out of band), not as pickles; what is not data is an error at
-  the sender. ``register`` lets dataclasses, named tuples and enums travel; ``allow_pickle=True`` exists for
-  groups whose members are known. bytearray arrives as bytes, a tensor on the CPU and detached.
+- Objects travel as data (msgpack, large buffers out of band), not as pickles; what is not data is an error
+  at the sender. ``register`` lets dataclasses, named tuples and enums travel; ``allow_pickle=True`` exists
+  for groups whose members are known. bytearray arrives as bytes, a tensor on the CPU and detached.
 - ``create`` binds the given address only, IPv4 or IPv6, never every interface, and off loopback it needs a
   token. Beside it there is ``from_environment``, over sockets that the launcher hands down.
 - A message belongs to its sender and its reader; two senders do not collide. An unread message is kept within
   ``max_unread_bytes``; one that expired is an error for its reader, and the next one still arrives.
-- ``barrier`` ends at its timeout. Every error of a wait names the ranks, is a ``RuntimeError`` and, as the case
-  may be, a ``TimeoutError`` or a ``ConnectionError``. A barrier given up by one rank is given up by all.
+- ``barrier`` ends at its timeout, and one given up by a rank is given up by all. Every error of a wait names
+  the ranks, and is a ``RuntimeError`` and, as the case may be, a ``TimeoutError`` or a ``ConnectionError``.
 - When a peer dies, every wait on every rank ends at once and names it. A rank that closes its group has left:
   what it sent can still be read, and broadcasts and barriers go on without it.
 - If a rank does not come to ``create``, every rank that did fails and names it.
 - ``all_reduce`` refuses operations that it does not know. ``recv`` wants the tensor to fit what was sent.
 - ``expire_data`` frees what arrived and was not read, and returns how many bytes that was. There is no
   ``store``; ``close`` and the context manager are new.
-- ``all_gather_obj`` is one operation, not ``world_size`` broadcasts: its parts do not answer ``broadcast_obj``.
+- ``all_gather_obj`` is one operation, not ``world_size`` broadcasts: ``broadcast_obj`` does not answer it.
 - A failed ``ensure_divisibility`` is a ``ValueError`` too, and holds under ``python -O``.
 
 Importing this package loads none of its modules; a name is loaded when it is used, and torch only by the

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pgplan.distributed.auth import read_token
 from pgplan.distributed.barrier import Barriers, meet
@@ -18,19 +17,16 @@ from pgplan.distributed.gathering import all_gather
 from pgplan.distributed.handshake import Credentials
 from pgplan.distributed.link import Link
 from pgplan.distributed.mesh import Mesh, name_ranks
-from pgplan.distributed.reduction import reduction
 from pgplan.distributed.rendezvous import meet_over_tcp
+from pgplan.distributed.tensors_as_objects import TensorsAsObjects
 from pgplan.distributed.wire import Kind, Parcel
-from pgplan.errors import GroupError, GroupTimeoutError, MessageError
-
-if TYPE_CHECKING:
-    import torch
+from pgplan.errors import GroupError, GroupTimeoutError
 
 MAX_MESSAGE_BYTES = 1 << 30
 MAX_UNREAD_BYTES = 1 << 30
 
 
-class StatelessProcessGroup:
+class StatelessProcessGroup(TensorsAsObjects):
     """Let the ranks of a group exchange objects; make one with ``create`` or ``from_environment``.
 
     Sending never waits for a reader until ``max_unread_bytes`` lie unread at it; from there on it waits, at
@@ -263,48 +259,6 @@ class StatelessProcessGroup:
         """
         self._check_open()
         return self._exchange.expire()
-
-    # Tensors, as metadata: through the host's memory, for sizes that do not deserve a communicator --------
-
-    def broadcast(self, tensor: torch.Tensor, src: int) -> torch.Tensor:
-        """Return the tensor that ``src`` gives; the others' argument is neither read nor written."""
-        result: torch.Tensor = self.broadcast_obj(tensor if src == self.rank else None, src)
-        return result
-
-    def send(self, tensor: torch.Tensor, dst: int) -> None:
-        """Send a tensor to one rank, without waiting for it to be read."""
-        self.send_obj(tensor, dst)
-
-    def recv(self, tensor: torch.Tensor, src: int) -> torch.Tensor:
-        """Copy the next tensor from ``src`` into ``tensor`` and return that.
-
-        Raises:
-            MessageError: What came is no tensor of this shape and dtype.
-        """
-        received = self.recv_obj(src)
-        shape, dtype = getattr(received, "shape", None), getattr(received, "dtype", type(received))
-        if (shape, dtype) != (tensor.shape, tensor.dtype):
-            raise MessageError(
-                f"rank {self.rank} expects a tensor {tensor.dtype} of shape {tuple(tensor.shape)} from rank "
-                f"{src}, which sent {dtype}" + (f" of shape {tuple(shape)}" if shape is not None else "")
-            )
-        tensor.copy_(received)
-        return tensor
-
-    def all_reduce(self, tensor: torch.Tensor, op: Any = None) -> torch.Tensor:
-        """Return the elementwise sum, product, minimum or maximum over all ranks, the same on every rank.
-
-        Args:
-            tensor: This rank's part; it stays as it is.
-            op: A ``torch.distributed.ReduceOp``: SUM (also when None), PRODUCT, MIN or MAX.
-
-        Raises:
-            GroupError: Another operation was asked for.
-        """
-        combine = reduction(op)
-        first, *others = (part.to(tensor.device) for part in self.all_gather_obj(tensor))
-        result: torch.Tensor = functools.reduce(combine, others, first.clone())
-        return result
 
     # Leaving -------------------------------------------------------------------------------------------
 
