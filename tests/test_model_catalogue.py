@@ -70,5 +70,5 @@ def test_an_unknown_name_is_refused_with_the_nearest(typed: str, near: str) -> N
 
 @pytest.mark.parametrize("typed", ["", "@@@", "/"])
 def test_a_name_near_to_nothing_is_refused(typed: str) -> None:
-    with pytest.raises(ModelError, match=r"catalogue_names\(\) lists all"):
+    with pytest.raises(ModelError, match=r"'pgplan models' lists all"):
         catalogue_entry(typed)

@@ -220,8 +220,8 @@ def _is_full(plan: Plan) -> bool:
 def plan_basis(plan: Plan) -> str:
     """Say how the figures were obtained and how far they may be off."""
     return (
-        f"times: the GPU's work by {plan.tier}, may be off by {share(plan.time_error)}; "
-        f"KV tokens: may be off by {share(plan.memory_error)}"
+        f"GPU times: {plan.tier}, may be off by {share(plan.time_error)}; "
+        f"KV tokens by {share(plan.memory_error)}"
     )
 
 
