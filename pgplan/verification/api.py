@@ -53,6 +53,13 @@ def verify(
         ModelError: If the model has layers or a KV cache that are not computed here.
         BackendError: If the backend cannot run here.
         LaunchError: If a worker failed; names the first one, with its cause.
+
+    >>> import pgplan as pg
+    >>> model = pg.load_model("qwen3-0.6b").with_layers(2)
+    >>> record = verify(pg.plan(model, pg.Cluster.uniform("H200", pp_size=2)), backend="gloo")
+    >>> [stage.weight_bytes == planned.weight_bytes
+    ...  for stage, planned in zip(record.stages, record.plan.stages)]
+    [True, True]
     """
     check_supported(plan.model)
     mode, chosen = _choose(plan, backend)

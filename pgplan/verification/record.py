@@ -157,6 +157,12 @@ class Verification:
         problems: What kept it from being measured, one line each.
         environment: Versions, driver and date.
         phase_s: How long each part of the run took.
+
+    >>> import pgplan as pg
+    >>> model = pg.load_model("qwen3-0.6b").with_layers(1)
+    >>> record = pg.verify(pg.plan(model, pg.Cluster.uniform("H200", pp_size=1)), backend="gloo")
+    >>> record.passed, Verification.from_json(record.to_json()) == record
+    (True, True)
     """
 
     plan: Plan
