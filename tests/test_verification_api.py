@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pgplan as pg
+from pgplan.cli import main
 from pgplan.distributed.bootstrap import RANK_VARIABLE
 from pgplan.errors import BackendError, LaunchError, PlanError
 from pgplan.launcher import Event
@@ -131,3 +132,15 @@ def test_a_spread_is_the_middle_and_the_tenths() -> None:
     spread = Spread.of([float(value) for value in range(11, 0, -1)])
     assert (spread.low_s, spread.median_s, spread.high_s, spread.repeats) == (2.0, 6.0, 10.0, 11)
     assert Spread.of([1.0, 2.0]).median_s == 1.5
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_record_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, found = tmp_path / "plan.json", tmp_path / "record.json"
+    given.write_text(plan().to_json())
+    code = main(["verify", str(given), "--backend", "gloo", "--json", "-o", str(found)])
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert Verification.from_json(printed) == Verification.from_json(found.read_text())

@@ -1,6 +1,7 @@
-"""The command line: ``pgplan plan|export|check|models|gpus|engines|lab``.
+"""The command line: ``pgplan plan|export|check|verify|models|gpus|engines|lab``.
 
-Exit codes: 0 done; 1 the plan does not fit, or a log contradicts it (the report is printed all the same);
+Exit codes: 0 done; 1 the plan does not fit, or a log or a measurement contradicts it (the report is printed
+all the same);
 2 bad input, told in one line on stderr; 130 after Ctrl-C.
 """
 

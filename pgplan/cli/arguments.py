@@ -73,6 +73,16 @@ def _make_parser() -> _Parser:
     check.add_argument("plan", metavar="PLAN.json", help="what 'pgplan plan -o' wrote")
     check.add_argument("--log", metavar="FILE", required=True, help="what vLLM or SGLang printed")
     _add_json(check)
+    verify = _add_command(commands, "verify", "run a plan on the GPUs of this machine and compare")
+    verify.add_argument("plan", metavar="PLAN.json", help="what 'pgplan plan -o' wrote")
+    verify.add_argument(
+        "--backend",
+        choices=("auto", "nccl", "gloo"),
+        default="auto",
+        help="nccl for GPUs; gloo for CPU processes and a model made narrow (default: what is there)",
+    )
+    verify.add_argument("-o", dest="output", metavar="FILE", help="write the record as JSON")
+    _add_json(verify)
     for name, summary in (
         ("models", "list the models that are known by name"),
         ("gpus", "list the GPUs that are known by name"),

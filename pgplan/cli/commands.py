@@ -19,7 +19,7 @@ from typing import cast
 import pgplan
 from pgplan.cli.files import read_text, write_files
 from pgplan.cli.listings import print_engines, print_gpus, print_models
-from pgplan.errors import HardwareError, ModelError, PgplanError, PlanError
+from pgplan.errors import HardwareError, LaunchError, ModelError, PgplanError, PlanError
 from pgplan.hardware import Cluster, local_cluster
 from pgplan.logs import check_log
 from pgplan.model import ModelSpec, load_model
@@ -124,6 +124,22 @@ def _check(args: Namespace) -> int:
     return 0 if check.agrees else 1
 
 
+def _verify(args: Namespace) -> int:
+    from pgplan.verification import verify
+
+    given = Plan.from_json(read_text(args.plan, what="a plan"))
+    try:
+        record = verify(given, backend=args.backend, show=None if args.json else "terminal")
+    except LaunchError as error:
+        # The notes hold the traceback of the worker that failed.
+        print(f"pgplan: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        return 1
+    if args.output:
+        write_files({args.output: f"{record.to_json()}\n".encode()})
+    print(record.to_json() if args.json else record)
+    return 0 if record.passed else 1
+
+
 def _lab(args: Namespace) -> int:
     if find_spec("jupyterlab") is None:
         raise PgplanError("lab needs JupyterLab, which is not installed; pip install 'pgplan[lab]'")
@@ -150,6 +166,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "plan": _plan,
     "export": _export,
     "check": _check,
+    "verify": _verify,
     "models": print_models,
     "gpus": print_gpus,
     "engines": print_engines,
