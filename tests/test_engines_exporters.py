@@ -443,3 +443,51 @@ def test_the_table_tells_each_exporter_and_what_it_can() -> None:
             find_exporter(name).syntax,
             find_exporter(name).checked,
         ]
+
+
+def mutated(text: str, rng: random.Random) -> str:
+    letters = list(text)
+    for _ in range(rng.randint(1, 6)):
+        where = rng.randrange(len(letters))
+        letters[where : where + rng.randint(0, 3)] = rng.choice(
+            (
+                "",
+                "0",
+                "-1",
+                "*",
+                ",",
+                '"',
+                "]",
+                "[",
+                "\n",
+                "9" * 12,
+                "nan",
+                "1e99",
+                "é",
+                "١",
+                " ",
+                "=",
+                "|",
+                "(t)*9",
+            )
+        )
+    return "".join(letters)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda value: str(value))
+def test_damaged_texts_are_refused_or_read_as_a_whole_split(name: str, options: dict[str, object]) -> None:
+    exporter, rng = find_exporter(name, **options), random.Random(name)
+    text = exporter.export(plan_of((3, 2, 4)))
+    for _ in range(300):
+        try:
+            split = exporter.read_split(mutated(text, rng), num_layers=9, pp_size=3)
+        except pg.PlanError:
+            continue
+        assert len(split) == 3
+        assert sum(split) == 9
+        assert min(split) >= 1
+
+
+def test_a_free_stage_is_no_configuration() -> None:
+    with pytest.raises(pg.EngineError, match=r"but 19,\*,\*,19 leaves some free"):
+        find_exporter("vllm").read_split("VLLM_PP_LAYER_PARTITION=19,*,*,19", num_layers=80, pp_size=4)

@@ -273,3 +273,21 @@ def test_the_command_line_tells_and_returns_what_was_found(
     log.write_text("nothing")
     assert main(["check", str(plan), "--log", str(log)]) == 2
     assert capsys.readouterr().err.startswith("pgplan: a start-up log of vLLM says")
+
+
+@pytest.mark.parametrize(("text", "engine"), [(VLLM_LOG, "vllm==0.24"), (SGLANG_LOG, "sglang")])
+def test_damaged_logs_are_read_or_refused(text: str, engine: str) -> None:
+    rng, plan = random.Random(engine), plan_of(engine=engine)
+    for _ in range(200):
+        letters = list(text)
+        for _ in range(rng.randint(1, 40)):
+            where = rng.randrange(len(letters))
+            letters[where : where + rng.randint(0, 30)] = rng.choice(
+                ("", ".", ",", "1.2.3", "9" * 30, "[", "\x1b[", "(")
+            )
+        try:
+            check = check_log(plan, "".join(letters))
+        except pg.PlanError:
+            continue
+        assert str(check)
+        assert json.dumps(check.to_dict())

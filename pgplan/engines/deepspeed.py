@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pgplan.engines.exporter import find_setting, listed
-from pgplan.engines.sequential import SequentialExporter, whole_numbers
+from pgplan.engines.exporter import find_setting, listed, whole_numbers
+from pgplan.engines.sequential import SequentialExporter
 from pgplan.errors import EngineError
 
 if TYPE_CHECKING:

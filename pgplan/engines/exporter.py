@@ -80,7 +80,13 @@ class Exporter(ABC):
                 f"sets it"
             )
         counts = parse_split(found, num_layers=num_layers, pp_size=pp_size)
-        return tuple(count for count in counts if count is not None)
+        fixed = tuple(count for count in counts if count is not None)
+        if len(fixed) < len(counts):
+            raise EngineError(
+                f"a configuration gives every stage its layers, but {format_split(counts)} leaves some free; "
+                f"give numbers"
+            )
+        return fixed
 
     def header(self, plan: Plan) -> str:
         """Return a first line that says what the text is, and for which version."""
@@ -157,3 +163,14 @@ def listed(value: str) -> list[str]:
     ['19', '21']
     """
     return "".join(value.strip("[]()").split()).split(",")
+
+
+def whole_numbers(words: Sequence[str], *, what: str) -> list[int]:
+    """Return words as numbers.
+
+    Raises:
+        EngineError: If one is not a whole number.
+    """
+    if not all(word.isdecimal() and word.isascii() for word in words):
+        raise EngineError(f"{what} is a list of whole numbers, got {','.join(words)}; take the others out")
+    return [int(word) for word in words]

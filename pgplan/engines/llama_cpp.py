@@ -8,9 +8,11 @@ output layer. Slot ``i`` goes to the first device whose share of the proportions
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import struct
+import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -128,7 +130,7 @@ def assigned_layers(shares: Sequence[float], *, num_layers: int) -> list[int]:
     [41, 39]
     """
     sums = list(accumulate((_single(share) for share in shares), lambda left, right: _single(left + right)))
-    if not sums or sums[-1] <= 0:
+    if min(shares) < 0 or not 0 < sums[-1] < math.inf:
         raise EngineError(f"tensor-split gives positive shares, got {list(shares)}; give a count per device")
     ends = [_single(value / sums[-1]) for value in sums]
     devices = [bisect_right(ends, _single(layer / (num_layers + 1))) for layer in range(num_layers)]
@@ -157,27 +159,30 @@ def range_pattern(start: int, stop: int) -> str:
 
 
 def _single(value: float) -> float:
-    """Round to single precision."""
-    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    """Round to single precision, in which too much is infinite."""
+    try:
+        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
     return rounded
 
 
 def _shares(text: str) -> list[float]:
     words = listed(text.replace("/", ","))
     try:
-        return [float(word) for word in words]
+        return [_single(float(word)) for word in words]
     except ValueError:
         raise EngineError(f"tensor-split is a list of numbers, got {text!r}; give e.g. 40,41") from None
 
 
 def _read_overrides(text: str, *, num_layers: int, pp_size: int) -> list[int]:
     """Return the layers of each device, given ``regex=device`` pairs; each layer must be named."""
-    pairs = [pair.rpartition("=") for pair in text.split(",")]
+    pairs = [(_pattern(pair.rpartition("=")[0]), pair.rpartition("=")[2]) for pair in text.split(",")]
     counts = [0] * pp_size
     devices = []
     for layer in range(num_layers):
         name = f"blk.{layer}.attn_q.weight"
-        device = next((device for pattern, _, device in pairs if _matches(pattern, name)), "")
+        device = next((device for pattern, device in pairs if pattern.search(name)), "")
         number = re.search(r"(\d+)$", device)
         if number is None or int(number[1]) >= pp_size:
             raise EngineError(
@@ -194,8 +199,13 @@ def _read_overrides(text: str, *, num_layers: int, pp_size: int) -> list[int]:
     return counts
 
 
-def _matches(pattern: str, name: str) -> bool:
+def _pattern(text: str) -> re.Pattern[str]:
     try:
-        return re.search(pattern, name) is not None
+        with warnings.catch_warnings():
+            # Python warns of brackets that it may read otherwise one day; llama.cpp reads them in C++.
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(text)
     except re.error as error:
-        raise EngineError(f"override-tensor needs regular expressions, got {pattern!r}: {error}") from None
+        raise EngineError(
+            f"override-tensor needs regular expressions, got {text!r}: {error}; mend it"
+        ) from None

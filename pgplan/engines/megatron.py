@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pgplan.engines.exporter import Exporter, find_setting
+from pgplan.engines.exporter import Exporter, find_setting, whole_numbers
 from pgplan.engines.launching import command, flag_words
 from pgplan.errors import EngineError
 from pgplan.split import extras_first_stages, format_split
@@ -22,6 +22,8 @@ from pgplan.split import extras_first_stages, format_split
 if TYPE_CHECKING:
     from pgplan.planning.record import Plan
 
+# More repetitions than any model has layers; a slip of the keyboard shall not fill the memory.
+_MOST_REPEATS = 10_000
 _FIRST, _LAST = "num-layers-in-first-pipeline-stage", "num-layers-in-last-pipeline-stage"
 
 
@@ -148,7 +150,7 @@ def read_layout(layout: str, *, pp_size: int) -> tuple[int, ...]:
     """
     flat = layout.replace(",", "")
     for pattern in (r"\(([^()]+)\)\*(\d+)", r"(.)\*(\d+)"):
-        flat = re.sub(pattern, lambda match: match[1] * int(match[2]), flat)
+        flat = re.sub(pattern, lambda match: match[1] * min(int(match[2]), _MOST_REPEATS), flat)
     for letter in flat:
         if letter not in "EtmL|":
             raise EngineError(
@@ -174,7 +176,8 @@ def _runs(letters: str) -> str:
 
 def _around_middle(first: str | None, last: str | None, *, num_layers: int, pp_size: int) -> tuple[int, ...]:
     """Return the split that first and last counts mean; one that is not given is as large as the middle."""
-    ends = [int(value) for value in (first, last) if value is not None]
+    given = [value for value in (first, last) if value is not None]
+    ends = whole_numbers(given, what="first and last counts")
     stages, layers = pp_size - len(ends), num_layers - sum(ends)
     if stages < 0 or layers < 0 or (layers % stages if stages else layers):
         raise EngineError(
@@ -182,4 +185,4 @@ def _around_middle(first: str | None, last: str | None, *, num_layers: int, pp_s
             f"{' and '.join(map(str, ends))} do not divide over {stages} stages; use a layout"
         )
     middle = (layers // stages,) * stages if stages else ()
-    return (*([int(first)] if first else []), *middle, *([int(last)] if last else []))
+    return (*ends[: first is not None], *middle, *ends[first is not None :])

@@ -45,8 +45,9 @@ class SequentialExporter(Exporter):
     def layers(self, balance: Sequence[int]) -> list[int]:
         """Return the layers of each stage, given its items."""
         counts = list(balance)
-        counts[0] -= self.items_before
-        counts[-1] -= self.items_after
+        if counts:
+            counts[0] -= self.items_before
+            counts[-1] -= self.items_after
         return counts
 
     @property
@@ -56,14 +57,3 @@ class SequentialExporter(Exporter):
             f"# Items, not layers, are counted: {self.items_before} ahead of the layers (embedding) and "
             f"{self.items_after} after them (norm, head)."
         )
-
-
-def whole_numbers(words: Sequence[str], *, what: str) -> list[int]:
-    """Return words as numbers.
-
-    Raises:
-        EngineError: If one is not a whole number.
-    """
-    if not all(word.isdecimal() and word.isascii() for word in words):
-        raise EngineError(f"{what} is a list of whole numbers, got {','.join(words)}; take the others out")
-    return [int(word) for word in words]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pgplan.engines.log_format import LogFormat
 
-_NUMBER = r"(-?[\d.]+)"
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
 
 SGLANG_LOG = LogFormat(
     starts=(r"server_args=ServerArgs\(",),
@@ -27,7 +27,7 @@ SGLANG_LOG = LogFormat(
     kv_memory_is="pool",
     graphs=rf"Capture (?:target )?(?:decode )?cuda graph end\..*?mem usage={_NUMBER} GB",
     kv_tokens=r"\bmax_total_num_tokens=(\d+)",
-    split=r"PP layer partition: \[([\d,\s]+)\]",
+    split=r"PP layer partition: \[(\d+(?:,\s*\d+)*)\]",
     settings=(
         ("pp_size", r"\bpp_size=(\d+)"),
         ("tp_size", r"\btp_size=(\d+)"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pgplan.engines.exporter import find_setting, listed
-from pgplan.engines.sequential import SequentialExporter, whole_numbers
+from pgplan.engines.exporter import find_setting, listed, whole_numbers
+from pgplan.engines.sequential import SequentialExporter
 
 if TYPE_CHECKING:
     from pgplan.planning.record import Plan

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-from pgplan.engines.exporter import Exporter, find_setting
+from pgplan.engines.exporter import Exporter, find_setting, whole_numbers
 from pgplan.errors import EngineError
 from pgplan.split import format_split
 
@@ -99,11 +99,12 @@ class TorchTitan(Exporter):
         first, last = find_setting(text, _FIRST), find_setting(text, _LAST)
         if first is None and last is None and find_setting(text, "pipeline_parallel_degree") != str(pp_size):
             return None
-        split = weighted_split(num_layers, pp_size, first=int(first or 1), last=int(last or 1))
+        weights = whole_numbers([first or "1", last or "1"], what="the less_layers weights")
+        split = weighted_split(num_layers, pp_size, first=weights[0], last=weights[1])
         if split is None:
             raise EngineError(
-                f"torchtitan wants each weight to be at most the layers of a stage, got {first or 1} and "
-                f"{last or 1} for {num_layers} layers over {pp_size} stages; give smaller weights"
+                f"torchtitan wants each weight to be at most the layers of a stage, got {weights[0]} and "
+                f"{weights[1]} for {num_layers} layers over {pp_size} stages; give smaller weights"
             )
         return split
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pgplan.engines.log_format import LogFormat
 
-_NUMBER = r"(-?[\d.]+)"
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
 
 VLLM_LOG = LogFormat(
     starts=(r"vLLM API server version", r"Initializing a V\d LLM engine"),
@@ -22,8 +22,8 @@ VLLM_LOG = LogFormat(
     kv_memory=(rf"Available KV cache memory: {_NUMBER} GiB",),
     kv_memory_is="budget",
     graphs=rf"Graph capturing finished in [\d.]+ secs?, took {_NUMBER} GiB",
-    kv_tokens=r"GPU KV cache size: ([\d,]+) tokens",
-    split=r"unevenly partitioned: \[([\d,\s]+)\]",
+    kv_tokens=r"GPU KV cache size: (\d[\d,]*) tokens",
+    split=r"unevenly partitioned: \[(\d+(?:,\s*\d+)*)\]",
     settings=(
         ("pp_size", r"\bpipeline_parallel_size=(\d+)"),
         ("tp_size", r"\btensor_parallel_size=(\d+)"),
