@@ -3,9 +3,9 @@
     python benchmarks/metadata_plane.py --vllm-file .../vllm/distributed/utils.py
 
 Every worker holds one group of each implementation and goes through the same operations in turn, one
-repetition of each after the other, so that whatever else the machine does falls on all of them alike. All
-ranks sleep until an agreed moment before each operation and for a while after it, so that what is measured
-shares the cores with nothing but itself. The clock is the host's monotonic one, which all processes share:
+repetition of each after the other, so that whatever else the machine does falls on all of them alike. Each
+operation begins at a barrier, and whoever is done with it sleeps, so that those who are not have the cores.
+The clock is the host's monotonic one, which all processes share:
 
     create      first rank's start -> last rank's end (socket pairs exist before the workers do)
     barrier     last arrival -> last departure
@@ -119,7 +119,9 @@ def worker(job: dict[str, Any]) -> None:
         obj = payload(size_bytes)
         taken: dict[str, list[float]] = {name: [] for name in groups}
         for repetition in range(repetitions + 1):
-            for name, group in groups.items():
+            # Whoever comes first finds the caches as the last one left them: take turns.
+            turn = repetition % len(groups)
+            for name, group in [*groups.items()][turn:] + [*groups.items()][:turn]:
                 spans = timed(sync, functools.partial(function, group, obj))
                 if repetition:  # the first one warms up
                     taken[name].append(elapsed_s(operation, spans))
@@ -139,14 +141,12 @@ def worker(job: dict[str, Any]) -> None:
 
 
 def timed(sync: StatelessProcessGroup, work: Callable[[], Any]) -> list[tuple[float, float]]:
-    """Return when each rank started and ended ``work``, begun together and with nothing beside it."""
-    settle_s = SETTLE_S * sync.world_size
-    begin_s = sync.broadcast_obj(time.monotonic() + settle_s, 0)
-    time.sleep(max(0.0, begin_s - time.monotonic()))
+    """Return when each rank started and ended ``work``, begun together."""
+    sync.barrier(timeout=600)
     start_s = time.monotonic()
     work()
     end_s = time.monotonic()
-    time.sleep(settle_s)
+    time.sleep(SETTLE_S * sync.world_size)
     return sync.all_gather_obj((start_s, end_s))
 
 

@@ -2,9 +2,10 @@
 
 A barrier gathers and releases through the lowest rank present: 2 (N - 1) small messages, the fewest there
 can be, where a dissemination barrier needs N log2 N; with more ranks than cores, messages are context
-switches and these are the cost. A rank that has waited for a while also announces itself to everybody, and
-whoever comes later then does the same. So in a barrier that hangs every rank knows who is there, whether or
-not the releasing rank is, and each can name the missing ones the moment its own time is up.
+switches and these are the cost. Two ranks simply tell each other. A rank that has waited for a while also
+announces itself to everybody, and whoever comes later then does the same. So in a barrier that hangs every
+rank knows who is there, whether or not the releasing rank is, and each can name the missing ones the moment
+its own time is up.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
         )
     while True:
         present, now_s = mesh.present(), time.monotonic()
-        slow = now_s >= announce_s or barriers.announced >= number
+        slow = len(present) == 2 or now_s >= announce_s or barriers.announced >= number
         kind, listeners = (Kind.ANNOUNCED, present) if slow else (Kind.ARRIVED, present[:1])
         for rank in set(listeners) - told:
             mesh.links[rank].tell(kind, number)
@@ -92,7 +93,7 @@ def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
             _give_up(mesh, number)
             raise GroupTimeoutError(_complaint(mesh, barriers, timeout_s))
         mesh.pump((deadline_s if slow else min(deadline_s, announce_s)) - now_s)
-    if present[0] == mesh.rank:
+    if present[0] == mesh.rank and len(present) > 2:
         for rank in present[1:]:
             mesh.links[rank].tell(Kind.RELEASED, number)
 
