@@ -327,13 +327,34 @@ def test_a_group_that_is_forgotten_says_goodbye() -> None:
     right.close()
 
 
-def test_a_receive_that_gets_nothing_ends_in_time_and_names_the_sender() -> None:
-    groups = socket_groups(3, store_timeout=0.2)
+@pytest.mark.parametrize("others_speak", [False, True])
+def test_a_receive_that_gets_nothing_ends_in_time_and_names_the_sender(others_speak: bool) -> None:
+    groups = socket_groups(3, store_timeout=0.4)
+
+    def speak() -> None:
+        for _ in range(6):
+            time.sleep(0.05)
+            groups[1].send_obj("not from rank 2", 0)
+
+    speaker = threading.Thread(target=speak if others_speak else lambda: None)
+    speaker.start()
     start_s = time.monotonic()
-    with pytest.raises(GroupTimeoutError, match=r"rank 0 waited 0\.2 s for an object from rank 2"):
+    with pytest.raises(GroupTimeoutError, match=r"rank 0 waited 0\.4 s for an object from rank 2"):
         groups[0].recv_obj(2)
-    assert 0.2 <= time.monotonic() - start_s < 0.7
+    assert 0.4 <= time.monotonic() - start_s < 0.9
+    speaker.join()
     close_all(groups)
+
+
+def test_a_receive_from_a_rank_that_left_long_ago_ends_at_once() -> None:
+    groups = socket_groups(3, store_timeout=30)
+    groups[2].close()
+    for _ in range(2):
+        start_s = time.monotonic()
+        with pytest.raises(PeerLostError, match="rank 2 left the group"):
+            groups[0].recv_obj(2)
+        assert time.monotonic() - start_s < 1
+    close_all(groups[:2])
 
 
 # Barriers

@@ -109,7 +109,11 @@ class Exchange:
         """Return the next message of this kind from ``src``, still encoded."""
         inbox = self._inbox(src)
         if not inbox.has(kind):
-            self.wait_for(kind, [src])
+            deadline_s = time.monotonic() + self._limits.store_timeout
+            if self.mesh.whole:  # then what comes first is, most often, what is waited for
+                self.mesh.pump(self._limits.store_timeout)
+            if not inbox.has(kind):
+                self._wait_for(kind, [src], deadline_s)
         parcel = inbox.take(kind)
         if src != self.mesh.rank:
             self.mesh.links[src].read(parcel.content_bytes + OVERHEAD_BYTES)
@@ -130,6 +134,9 @@ class Exchange:
 
     def wait_for(self, kind: int, ranks: Sequence[int]) -> None:
         """Wait until each of ``ranks`` has sent something of this kind that is not read yet."""
+        self._wait_for(kind, ranks, time.monotonic() + self._limits.store_timeout)
+
+    def _wait_for(self, kind: int, ranks: Sequence[int], deadline_s: float) -> None:
         silent = [r for r in ranks if not self._inbox(r).has(kind)]
         if not silent:
             return
@@ -144,7 +151,7 @@ class Exchange:
         self.mesh.wait(
             heard_or_left,
             doing=lambda: f"waiting for {what} from {name_ranks(silent)}",
-            deadline_s=time.monotonic() + self._limits.store_timeout,
+            deadline_s=deadline_s,
         )
         if not silent:
             return

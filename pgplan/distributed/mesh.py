@@ -25,6 +25,9 @@ _open: set[Mesh] = set()
 class Mesh:
     """Hold the links of one rank to its peers and wait on them.
 
+    Attributes:
+        whole: Whether every peer is still there, as far as known: none has left, none is lost.
+
     Args:
         links: The link to each peer, by rank.
         rank: This rank.
@@ -37,7 +40,7 @@ class Mesh:
         self.links = dict(links)
         self.rank = rank
         self._on_parcel = on_parcel
-        self._anyone_lost = False
+        self.whole = True
         self._epoll = select.epoll()
         self._by_descriptor = {link.socket.fileno(): link for link in self.links.values()}
         for descriptor in self._by_descriptor:
@@ -51,8 +54,8 @@ class Mesh:
 
     def raise_if_lost(self, doing: str) -> None:
         """Raise PeerLostError if any peer is lost, naming all that are."""
-        if self._anyone_lost:
-            lost = [link for link in self.links.values() if link.lost]
+        lost = [] if self.whole else [link for link in self.links.values() if link.lost]
+        if lost:
             reasons = "; ".join(f"rank {link.rank} is gone: {link.lost}" for link in lost)
             raise PeerLostError(f"{reasons}; rank {self.rank} was {doing}; look at the lost rank's log")
 
@@ -66,7 +69,7 @@ class Mesh:
                 self._present = [r for r in self._present if r != link.rank]
             if link.ended:
                 self._epoll.unregister(descriptor)
-            self._anyone_lost = self._anyone_lost or link.lost is not None
+            self.whole = self.whole and not link.left and link.lost is None
 
     def wait(self, done: Callable[[], bool], *, doing: Callable[[], str], deadline_s: float) -> bool:
         """Pump until ``done()`` or the deadline (on the monotonic clock); return whether it is done.
@@ -77,7 +80,7 @@ class Mesh:
             PeerLostError: A peer is lost and ``done()`` does not hold.
         """
         while not done():
-            if self._anyone_lost:
+            if not self.whole and any(link.lost for link in self.links.values()):
                 self.pump(0.0)  # what the others sent before may be what is waited for
                 if done():
                     return True
