@@ -33,7 +33,10 @@ BELOW = {
         *("distributed", "launcher"),
     },
     "widgets": {"errors", "workload", "model", "hardware", "split", "engines", "planning", "view"},
-    "cli": {"", "errors", "codec", "workload", "model", "hardware", "split", "engines", "planning", "logs"},
+    "cli": {
+        *("", "errors", "codec", "workload", "model", "hardware", "split", "engines", "planning", "logs"),
+        "verification",
+    },
     "__main__": {"cli"},
     "distributed": {"errors", "split"},
     "launcher": {"errors", "distributed"},
