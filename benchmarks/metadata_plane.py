@@ -8,11 +8,11 @@ operation begins at a barrier, and whoever is done with it sleeps, so that those
 The clock is the host's monotonic one, which all processes share:
 
     create      first rank's start -> last rank's end (socket pairs exist before the workers do)
-    barrier     last arrival -> last departure
+    barrier     first start -> last end of ten in a row, divided by ten
     bcast       start of the source -> end of the last receiver
     bcast_read  the same, each receiver having touched every page of what it received
-    all_gather  first start -> last end
-    round_trip  rank 0 sends to rank 1 and gets it back
+    all_gather  first start -> last end; of 100 B, as for barrier
+    round_trip  rank 0 sends to rank 1 and gets it back; of 100 B, as for barrier
 
 Each implementation frees what it holds outside the clock. A ratio is vLLM's median over the other's: above
 1, the other is faster.
@@ -47,6 +47,8 @@ from pgplan.distributed.bootstrap import sockets_variable  # noqa: E402
 OURS, TCP, TCP_OPEN, VLLM = "pgplan sockets", "pgplan TCP", "pgplan TCP, no token", "vLLM"
 SIZES = {"100 B": 100, "1 MiB": 1 << 20, "32 MiB": 32 << 20}
 SETTLE_S = 0.0005  # per rank
+IN_A_ROW = 10
+SHORT = {("barrier", ""), ("all_gather", "100 B"), ("round_trip", "100 B")}
 Row = tuple[str, str, int]
 Operation = Callable[[Any, Any], None]
 
@@ -69,12 +71,26 @@ def broadcast_and_read(group: Any, obj: Any) -> None:
     broadcast(group, obj)[::1024].sum()
 
 
+def all_gather(group: Any, obj: Any) -> None:
+    group.all_gather_obj(obj)
+
+
 def round_trip(group: Any, obj: Any) -> None:
     if group.rank == 0:
         group.send_obj(obj, 1)
         group.recv_obj(1)
     elif group.rank == 1:
         group.send_obj(group.recv_obj(0), 0)
+
+
+def in_a_row(operation: Operation) -> Operation:
+    """Return ten times the operation: what synchronises every rank anyway, and is short, is timed so."""
+
+    def repeated(group: Any, obj: Any) -> None:
+        for _ in range(IN_A_ROW):
+            operation(group, obj)
+
+    return repeated
 
 
 def plan_of(ranks: int, scale: float) -> list[tuple[str, str, Operation, int, int]]:
@@ -85,12 +101,12 @@ def plan_of(ranks: int, scale: float) -> list[tuple[str, str, Operation, int, in
 
     large = times(15 if ranks <= 4 else 7)
     rows: list[tuple[str, str, Operation, int, int]] = [
-        ("barrier", "", lambda group, _: group.barrier(), 0, times(200)),
+        ("barrier", "", in_a_row(lambda group, _: group.barrier()), 0, times(60)),
         ("bcast", "100 B", broadcast, SIZES["100 B"], times(200)),
-        ("all_gather", "100 B", lambda group, obj: group.all_gather_obj(obj), SIZES["100 B"], times(100)),
-        ("round_trip", "100 B", round_trip, SIZES["100 B"], times(200)),
+        ("all_gather", "100 B", in_a_row(all_gather), SIZES["100 B"], times(40)),
+        ("round_trip", "100 B", in_a_row(round_trip), SIZES["100 B"], times(60)),
         ("bcast", "1 MiB", broadcast, SIZES["1 MiB"], times(30)),
-        ("all_gather", "1 MiB", lambda group, obj: group.all_gather_obj(obj), SIZES["1 MiB"], times(15)),
+        ("all_gather", "1 MiB", all_gather, SIZES["1 MiB"], times(15)),
         ("round_trip", "1 MiB", round_trip, SIZES["1 MiB"], times(30)),
         ("bcast", "32 MiB", broadcast, SIZES["32 MiB"], large),
         ("bcast_read", "32 MiB", broadcast_and_read, SIZES["32 MiB"], large),
@@ -98,14 +114,14 @@ def plan_of(ranks: int, scale: float) -> list[tuple[str, str, Operation, int, in
     return rows
 
 
-def elapsed_s(operation: str, spans: list[tuple[float, float]]) -> float:
-    """Return what one repetition took, from each rank's start and end."""
+def elapsed_s(operation: str, size_name: str, spans: list[tuple[float, float]]) -> float:
+    """Return what one call took, from each rank's start and end."""
     starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    calls = IN_A_ROW if (operation, size_name) in SHORT else 1
     if operation == "round_trip":
-        return ends[0] - starts[0]
-    if operation == "barrier":
-        return max(ends) - max(starts)
-    return max(ends) - (min(starts) if operation in ("all_gather", "create") else starts[0])
+        return (ends[0] - starts[0]) / calls
+    start_s = starts[0] if operation.startswith("bcast") else min(starts)
+    return (max(ends) - start_s) / calls
 
 
 # A worker --------------------------------------------------------------------------------------------------
@@ -124,7 +140,7 @@ def worker(job: dict[str, Any]) -> None:
             for name, group in [*groups.items()][turn:] + [*groups.items()][:turn]:
                 spans = timed(sync, functools.partial(function, group, obj))
                 if repetition:  # the first one warms up
-                    taken[name].append(elapsed_s(operation, spans))
+                    taken[name].append(elapsed_s(operation, size_name, spans))
                 if name == VLLM:
                     vllm_stateless.free(group)
         for name, times_s in taken.items():
@@ -180,7 +196,7 @@ def make_groups(sync: StatelessProcessGroup, job: dict[str, Any]) -> tuple[dict[
     medians = []
     for name, make in makers.items():
         spans = timed(sync, functools.partial(build, groups, name, make))
-        medians.append(("create", "", ranks, name, elapsed_s("create", spans), 1))
+        medians.append(("create", "", ranks, name, elapsed_s("create", "", spans), 1))
     return groups, medians
 
 
