@@ -120,7 +120,7 @@ def handoff_table(result: dict[str, Any]) -> Iterator[str]:
 
 
 def faults_table(result: dict[str, Any]) -> Iterator[str]:
-    yield "Workers on GPUs that fail in a collective: seen by the launcher, all processes gone, memory free:\n"
+    yield "Workers on GPUs that fail in a collective: seen by the launcher, all gone, memory free:\n"
     yield "| fault | repetitions | seen, ms | gone, ms | GPU memory back, ms | |"
     yield "|---|---|---|---|---|---|"
     for name, row in result["rows"].items():

@@ -138,7 +138,7 @@ def test_sglang_gives_every_rank_the_smallest_pool() -> None:
             weight_bytes=weights_gib * GIB,
             transient_bytes=0,
             process_bytes=0,
-            library_bytes=0,
+            cublas_bytes=0,
         )
 
     # Free after loading: 60 and 20 GiB; both ranks count with 20 - 80 * 0.1 = 12 GiB.

@@ -78,14 +78,14 @@ class StageMemory:
         weight_bytes: Everything that is there once the model is loaded.
         transient_bytes: The peak of activations, logits included.
         process_bytes: CUDA context and NCCL.
-        library_bytes: What the first cuBLAS call adds.
+        cublas_bytes: What the first cuBLAS call adds.
     """
 
     memory_bytes: int
     weight_bytes: int
     transient_bytes: int
     process_bytes: int
-    library_bytes: int
+    cublas_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

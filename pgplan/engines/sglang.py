@@ -101,7 +101,7 @@ class SGLangKVRule(KVRule):
         (``model_runner.py::profile_max_num_token``).
         """
         before = self._smallest_memory_bytes - memory.process_bytes
-        free = memory.memory_bytes - memory.process_bytes - memory.weight_bytes - memory.library_bytes
+        free = memory.memory_bytes - memory.process_bytes - memory.weight_bytes - memory.cublas_bytes
         return math.floor(free - before * (1.0 - self._memory_fraction))
 
     def units(self, start: int, stop: int, budget_bytes: int) -> int:

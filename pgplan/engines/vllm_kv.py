@@ -124,7 +124,7 @@ class VLLMKVRule(KVRule):
         live in the rest (``v1/worker/gpu_worker.py``, ``v1/worker/utils.py::request_memory``).
         """
         requested = math.ceil(memory.memory_bytes * self._memory_utilization)
-        return requested - memory.weight_bytes - memory.transient_bytes - memory.library_bytes
+        return requested - memory.weight_bytes - memory.transient_bytes - memory.cublas_bytes
 
     def bytes_per_unit(self, start: int, stop: int) -> int:
         """Return the bytes of one block index for the layers ``[start, stop)``."""

@@ -156,7 +156,7 @@ class Costing:
             weight_bytes=weights + self.rotary_bytes(kinds),
             transient_bytes=sum(self.peaks(stage, kinds)),
             process_bytes=self._process_bytes[stage],
-            library_bytes=sizes.CUBLAS_BYTES,
+            cublas_bytes=sizes.CUBLAS_BYTES,
         )
 
     def kv_budget_bytes(self, stage: int, start: int, stop: int) -> int:

@@ -129,7 +129,7 @@ def _stage(
         activation_bytes=activation,
         logits_bytes=logits,
         graph_bytes=graph_bytes(num_layers=span[1] - span[0]),
-        context_bytes=memory.process_bytes + memory.library_bytes,
+        context_bytes=memory.process_bytes + memory.cublas_bytes,
         memory_bytes=gpu.memory_bytes,
         budget_bytes=int(gpu.memory_bytes * costing.settings.memory_utilization),
         kv_budget_bytes=capacity.budget_bytes[stage],
