@@ -34,6 +34,13 @@ _MAKERS = {
     "mixed": lambda: plan(
         "llama-3.1-70b", Cluster.mixed([_H200, _H200, "L40S", "A100 80GB SXM4"]), workload=_SHORT
     ),
+    # Long names on the left and long words beside the memory bars at once.
+    "mixed too big": lambda: plan(
+        "mixtral-8x22b",
+        Cluster.mixed([_H200, _H200, "A100 80GB SXM4", "A100 80GB SXM4"]),
+        workload=Workload(max_model_len=16384),
+        split="default",
+    ),
     "tied": lambda: plan("gemma-3-27b", _uniform("L40S", 4), workload=_SHORT),
     "eight": lambda: plan("llama-3.1-405b", _uniform(_H200, 8, tp_size=2), workload=_SHORT),
     "sixteen": lambda: plan("llama-3.1-405b", _uniform(_H200, 16), workload=_SHORT),

@@ -60,7 +60,7 @@ def plan_figure(plan: Plan) -> Figure:
             "top": 1 - (below_header + 0.85) / height,
             "bottom": 0.75 / height,
             # The memory panel's values need room beside it: "short 5.39 GiB" is longer than "1.19M".
-            "wspace": 0.45 if any(row.short_bytes for row in picture.rows) else 0.32,
+            "wspace": 0.62 if any(row.short_bytes for row in picture.rows) else 0.32,
         },
     )
     for axis in axes:
