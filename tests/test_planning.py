@@ -190,6 +190,12 @@ def test_kv_heads_are_replicated_beyond_their_number() -> None:
         pg.plan(model, pg.Cluster.uniform("H200", pp_size=2, tp_size=8), workload=SHORT)
 
 
+def test_a_single_stage_is_compared_with_nothing() -> None:
+    plan = pg.plan("llama-3.1-8b", pg.Cluster.uniform("H200", pp_size=1), workload=SHORT)
+    assert plan.split == (32,) and plan.microbatches == 1
+    assert plan.bottleneck.why.startswith("the only stage takes") and "average" not in plan.bottleneck.why
+
+
 def test_few_requests_leave_the_pipeline_empty_and_the_plan_says_so() -> None:
     plan = pg.plan("llama-3.1-70b", H200_4, workload=pg.Workload(concurrency=1, max_model_len=8192))
     assert plan.microbatches == 1

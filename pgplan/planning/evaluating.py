@@ -197,13 +197,16 @@ def _why_kv(tight: StagePlan, stages: tuple[StagePlan, ...]) -> str:
 
 
 def _why_slow(slowest: StagePlan, busy: list[float], phase: str) -> str:
-    mean = sum(busy) / len(busy)
     parts = slowest.prefill_parts if phase == "prefill" else slowest.decode_parts
     part, seconds = max(parts, key=lambda item: item[1])
+    share = f"{100 * seconds / max(busy):.0f} % of it is {part}"
+    layers = f"{slowest.num_layers} layer{'s' if slowest.num_layers > 1 else ''}"
+    if len(busy) == 1:
+        return f"the only stage takes {max(busy) * 1e3:.2f} ms in {phase} for {layers}; {share}"
+    above = 100 * (max(busy) / (sum(busy) / len(busy)) - 1)
     return (
-        f"stage {slowest.stage} is the slowest in {phase}: {max(busy) * 1e3:.2f} ms for "
-        f"{slowest.num_layers} layers, {100 * (max(busy) / mean - 1):.0f} % above the average; "
-        f"{100 * seconds / max(busy):.0f} % of it is {part}"
+        f"stage {slowest.stage} is the slowest in {phase}: {max(busy) * 1e3:.2f} ms for {layers}, "
+        f"{above:.0f} % above the average; {share}"
     )
 
 
