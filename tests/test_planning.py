@@ -322,6 +322,15 @@ def test_a_known_device_narrows_the_stated_error() -> None:
     assert exact.tier == "roofline" and exact.time_error == 0.25
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("gemma-3-27b", 0.25), ("qwen3-30b-a3b", 2.0), ("minicpm3-4b", 2.0), ("deepseek-v3", 2.0)],
+)
+def test_times_of_experts_and_latent_attention_promise_less(name: str, error: float) -> None:
+    plan = pg.plan(name, pg.Cluster.uniform("B200", pp_size=8), workload=SHORT, split="default")
+    assert plan.time_error == error
+
+
 def test_a_device_of_ones_own_works() -> None:
     gpu = GPU(name="my accelerator", memory_bytes=64 * GIB, bandwidth=2e12, bf16=400e12)
     assert pg.plan("llama-3.1-8b", pg.Cluster(gpus=(gpu, gpu)), workload=SHORT).fits

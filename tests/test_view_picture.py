@@ -96,7 +96,7 @@ def test_every_picture_says_how_sure_it_is(name):
     plan = sample(name)
     basis = make_picture(plan).basis
     assert plan.tier in basis
-    assert "may be off by 25 %" in basis
+    assert f"may be off by {100 * plan.time_error:.0f} %" in basis
     assert "KV tokens" in basis
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pgplan.cost.memory import graph_bytes
 from pgplan.cost.pipeline import Flow, flow
-from pgplan.cost.rates import ROOFLINE_ERROR
+from pgplan.cost.rates import roofline_error
 from pgplan.engines import KVCapacity, StageMemory
 from pgplan.planning.choosing import requests_held
 from pgplan.planning.costing import Costing, PhaseTimes
@@ -71,7 +71,7 @@ def evaluate(
         problems=problems,
         bottleneck=_bottleneck(costing, stages, capacity, objective, problems),
         tier="roofline",
-        time_error=ROOFLINE_ERROR,
+        time_error=roofline_error(costing.model),
         memory_error=_KV_ERROR + max(gpu.memory_error for gpu in costing.cluster.gpus),
         notes=(
             *(() if problems else _flow_notes(costing, decode_flow, microbatches, served=served, held=held)),
@@ -264,6 +264,7 @@ def _accuracy_notes(costing: Costing, decode: Flow) -> tuple[str, ...]:
         )
     if any(kind.num_experts for kind in costing.model.kinds):
         notes.append(
-            "prefill of expert layers is a lower bound: vLLM 0.24 took four times as long on Qwen3-30B-A3B"
+            "times of expert layers are lower bounds: on H200s plain torch took up to 2.8 times as long, and "
+            "vLLM 0.24 four times for the prefill of Qwen3-30B-A3B"
         )
     return tuple(notes)
