@@ -8,7 +8,8 @@ operation begins at a barrier, and whoever is done with it sleeps, so that those
 The clock is the host's monotonic one, which all processes share:
 
     create      first rank's start -> last rank's end (socket pairs exist before the workers do)
-    barrier     first start -> last end of ten in a row, divided by ten
+    barrier     last start -> last end of ten in a row, divided by ten: the ranks leave the barrier that
+                begins it at different moments, and nobody can be done before the last one has come
     bcast       start of the source -> end of the last receiver
     bcast_read  the same, each receiver having touched every page of what it received
     all_gather  first start -> last end; of 100 B, as for barrier
@@ -117,11 +118,12 @@ def plan_of(ranks: int, scale: float) -> list[tuple[str, str, Operation, int, in
 def elapsed_s(operation: str, size_name: str, spans: list[tuple[float, float]]) -> float:
     """Return what one call took, from each rank's start and end."""
     starts, ends = [start for start, _ in spans], [end for _, end in spans]
-    calls = IN_A_ROW if (operation, size_name) in SHORT else 1
+    if (operation, size_name) in SHORT:
+        begun_s, ended_s = (starts[0], ends[0]) if operation == "round_trip" else (max(starts), max(ends))
+        return (ended_s - begun_s) / IN_A_ROW
     if operation == "round_trip":
-        return (ends[0] - starts[0]) / calls
-    start_s = starts[0] if operation.startswith("bcast") else min(starts)
-    return (max(ends) - start_s) / calls
+        return ends[0] - starts[0]
+    return max(ends) - (starts[0] if operation.startswith("bcast") else min(starts))
 
 
 # A worker --------------------------------------------------------------------------------------------------
