@@ -124,11 +124,11 @@ def start_rank(
     with contextlib.ExitStack() as undo:
         ours, theirs = socket.socketpair()
         undo.callback(theirs.close)
+        failed = undo.enter_context(contextlib.ExitStack())  # left empty when all goes well
         channel = protocol.Channel(ours)
+        failed.callback(channel.close)
         lifeline_end, lifeline = os.pipe()
         undo.callback(os.close, lifeline_end)
-        failed = undo.enter_context(contextlib.ExitStack())  # left empty when all goes well
-        failed.callback(channel.close)
         failed.callback(os.close, lifeline)
 
         log, stacks_file = directory / f"rank{rank}.log", directory / f"rank{rank}.stacks"

@@ -5,13 +5,14 @@ Everything that touches the processes happens in the one thread that calls ``sup
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,20 +87,14 @@ class Supervisor:
             LaunchError: If a rank failed or could not be started.
             LaunchTimeoutError: If the time was over.
         """
-        with self._cancel_lock:
-            self._selector = selectors.DefaultSelector()
-            self._wake = wake = os.eventfd(int(self._cancel_asked), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            self._watch(wake, _READ, self._on_wake, wake)
-            self._tell("state", text=State.STARTING)
-            self._start_ranks(directory)
-            while self.life.state is not State.ENDED:
-                self._step()
-        finally:
-            self._leave_nothing()
-            with self._cancel_lock:
-                self._wake = None
-            os.close(wake)
+        with self._listening():
+            try:
+                self._tell("state", text=State.STARTING)
+                self._start_ranks(directory)
+                while self.life.state is not State.ENDED:
+                    self._step()
+            finally:
+                self._leave_nothing()
         if self.life.cancelled:
             return None
         if error := self._error(directory):
@@ -111,6 +106,28 @@ class Supervisor:
             backend_why=self.assignment.backend.why,
             wall_s=time.monotonic() - self.life.started_at,
         )
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Hold what reports to this thread: the selector, and the eventfd by which ``cancel`` wakes it."""
+        with contextlib.ExitStack() as held:
+            try:
+                self._selector = held.enter_context(selectors.DefaultSelector())
+                with self._cancel_lock:
+                    self._wake = wake = os.eventfd(int(self._cancel_asked), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError as error:
+                raise LaunchError(
+                    f"{self.assignment.entry} could not be started: {error}; "
+                    "raise the limit on open files (ulimit -n)"
+                ) from error
+            held.callback(self._stop_waking, wake)
+            self._watch(wake, _READ, self._on_wake, wake)
+            yield
+
+    def _stop_waking(self, wake: int) -> None:
+        with self._cancel_lock:
+            self._wake = None
+        os.close(wake)
 
     def _start_ranks(self, directory: Path) -> None:
         count, env = self.assignment.ranks, self.assignment.env
@@ -257,7 +274,6 @@ class Supervisor:
                 rank.reap()
             rank.close()
         self.life.state = State.ENDED
-        self._selector.close()
 
     def _watch(self, what: Any, events: int, callback: Callable[..., None], *args: Any) -> None:
         self._selector.register(what, events, (callback, *args))
