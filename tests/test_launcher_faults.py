@@ -26,7 +26,7 @@ from pgplan.errors import (
     LaunchTimeoutError,
     MessageError,
 )
-from pgplan.launcher import Event, Run, launch, start
+from pgplan.launcher import Event, Run, launch, lifecycle, start
 
 RANKS = pytest.mark.parametrize("ranks", [2, 4])
 
@@ -143,7 +143,10 @@ def test_strange_exceptions_are_told_as_text(how: str, cause: str, tmp_path: Pat
 
 @RANKS
 @pytest.mark.parametrize("how", ["loop", "stopped", "holds the GIL"])
-def test_a_rank_that_hangs_is_named_with_its_stacks(how: str, ranks: int, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_is_named_with_its_stacks(
+    how: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "STACKS_S", 60.0)  # the ranks say themselves when they have written
     began_s = time.monotonic()
     run = start(
         "launcher_entries:hang", ranks=ranks, args={"how": how, "victim": 1}, timeout=1.5, log_dir=tmp_path

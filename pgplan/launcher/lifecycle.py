@@ -13,7 +13,8 @@ is recorded by the caller, and the run goes on ending.
     STARTING *   DEADLINE      INSPECTING   the time is over: ask the ranks that hang for their stacks
     SETTLING     FAILED        STOPPING     here is the cause
     SETTLING     DEADLINE      INSPECTING   nobody else reported: the blamed peer may hang, so ask for stacks
-    INSPECTING   DEADLINE      STOPPING     the stacks are written
+    INSPECTING   STACKS        STOPPING     the stacks are written
+    INSPECTING   DEADLINE      STOPPING     somebody cannot even write its stacks
     STOPPING     DEADLINE      KILLING      somebody is deaf to SIGTERM
     KILLING      DEADLINE      ENDED        somebody survives SIGKILL, stuck in the kernel: give up on it
     any of these CANCELLED     STOPPING     cancel() or KeyboardInterrupt, unless already ending
@@ -53,6 +54,7 @@ class Happening(StrEnum):
     FAILED = "failed"
     PEER_FAILED = "peer failed"
     CANCELLED = "cancelled"
+    STACKS = "stacks written"
     DEADLINE = "deadline"
 
 
@@ -66,6 +68,7 @@ TRANSITIONS: dict[tuple[State, Happening], State] = {
     **{(state, _H.FAILED): _S.STOPPING for state in (*_WORKING, _S.SETTLING)},
     **{(state, _H.PEER_FAILED): _S.SETTLING for state in _WORKING},
     **{(state, _H.DEADLINE): _S.INSPECTING for state in (*_WORKING, _S.SETTLING)},
+    (_S.INSPECTING, _H.STACKS): _S.STOPPING,
     (_S.INSPECTING, _H.DEADLINE): _S.STOPPING,
     **{(state, _H.CANCELLED): _S.STOPPING for state in (*_WORKING, _S.SETTLING, _S.INSPECTING)},
     (_S.STOPPING, _H.DEADLINE): _S.KILLING,
@@ -75,7 +78,7 @@ TRANSITIONS: dict[tuple[State, Happening], State] = {
 
 # How long a run may stay in a state, in seconds. STARTING and RUNNING share the run's own time limit.
 SETTLE_S = 0.25  # a death is seen within milliseconds of its echo, but for a GPU process that unmaps memory
-STACKS_S = 0.2  # faulthandler writes all threads in about a millisecond, once the process is scheduled
+STACKS_S = 0.2  # for ranks that cannot say that they have written their stacks
 FINISH_S = 10.0  # an interpreter that gives back a GPU's memory takes a second or two
 GRACE_S = 2.0
 CANCEL_GRACE_S = 1.0  # somebody is waiting at a prompt

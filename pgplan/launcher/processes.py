@@ -37,6 +37,7 @@ class RankProcess:
     lifeline: int
     log: Path
     stacks_file: Path
+    stacks_done: int
 
     phase: str = "start"
     has_result: bool = False
@@ -46,6 +47,7 @@ class RankProcess:
     signalled: set[int] = field(default_factory=set)
     hangs_in: str | None = None  # the phase it was in when the run's time was over
     was_stopped: bool = False
+    owes_stacks: bool = False
     returncode: int | None = None
 
     @property
@@ -73,8 +75,16 @@ class RankProcess:
         """Have the process write its threads' stacks; a stopped one is let run for that."""
         self.was_stopped = _kernel_state(self.pid) in ("T", "t")
         if self.phase != "start":  # before that, nobody listens to the signal and it would kill
+            self.owes_stacks = True
             os.kill(self.pid, protocol.STACKS_SIGNAL)
             os.kill(self.pid, signal.SIGCONT)
+
+    def note_stacks(self) -> bool:
+        """Take the process's word that its stacks are written; return whether it may say so again."""
+        said = os.read(self.stacks_done, 64)
+        if protocol.STACKS_SIGNAL in said:
+            self.owes_stacks = False
+        return bool(said)
 
     def reap(self) -> None:
         """Wait for the process's end, end what it left in its group, and collect its exit status.
@@ -89,8 +99,8 @@ class RankProcess:
     def close(self) -> None:
         """Give back the descriptors."""
         self.channel.close()
-        os.close(self.lifeline)
-        os.close(self.exit_fd)
+        for descriptor in (self.lifeline, self.stacks_done, self.exit_fd):
+            os.close(descriptor)
 
     def log_tail(self, *, lines: int = 20) -> str:
         """Read the last lines that the rank wrote to stdout and stderr."""
@@ -130,6 +140,10 @@ def start_rank(
         lifeline_end, lifeline = os.pipe()
         undo.callback(os.close, lifeline_end)
         failed.callback(os.close, lifeline)
+        stacks_done, stacks_done_end = os.pipe()
+        undo.callback(os.close, stacks_done_end)
+        failed.callback(os.close, stacks_done)
+        os.set_blocking(stacks_done_end, False)  # a signal handler writes there
 
         log, stacks_file = directory / f"rank{rank}.log", directory / f"rank{rank}.stacks"
         environment = _environment(rank, len(sockets) + 1) | {
@@ -137,9 +151,15 @@ def start_rank(
             protocol.CONTROL: str(theirs.fileno()),
             protocol.LIFELINE: str(lifeline_end),
             protocol.STACKS: str(stacks_file),
+            protocol.STACKS_DONE: str(stacks_done_end),
             **extra_env,
         }
-        inherited = [theirs.fileno(), lifeline_end, *(end.fileno() for end in sockets.values())]
+        inherited = [
+            theirs.fileno(),
+            lifeline_end,
+            stacks_done_end,
+            *(end.fileno() for end in sockets.values()),
+        ]
         channel.send(job)
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -167,6 +187,7 @@ def start_rank(
             lifeline=lifeline,
             log=log,
             stacks_file=stacks_file,
+            stacks_done=stacks_done,
         )
 
 

@@ -25,6 +25,7 @@ from pgplan.errors import MessageError
 CONTROL = "PGPLAN_CONTROL"  # file descriptor of this conversation
 LIFELINE = "PGPLAN_LIFELINE"  # file descriptor of a pipe whose other end closes when the launcher dies
 STACKS = "PGPLAN_STACKS"  # file for the stacks of a rank that hangs
+STACKS_DONE = "PGPLAN_STACKS_DONE"  # file descriptor of a pipe that gets the signal's number afterwards
 
 # What asks a rank that hangs for its stacks. torch, NCCL and CPython leave this signal alone.
 STACKS_SIGNAL = signal.SIGUSR1

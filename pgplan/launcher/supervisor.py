@@ -140,6 +140,7 @@ class Supervisor:
                 self.ranks.append(rank)
                 self._watch(rank.channel.sock, _READ | _WRITE, self._on_channel, rank)
                 self._watch(rank.exit_fd, _READ, self._on_gone, rank)
+                self._watch(rank.stacks_done, _READ, self._on_stacks, rank)
         except OSError as error:
             raise LaunchError(
                 f"rank {len(self.ranks)} of {count} could not be started: {error}; "
@@ -183,12 +184,21 @@ class Supervisor:
         if rank.channel.sock in self._selector.get_map():
             self._selector.unregister(rank.channel.sock)
         self._selector.unregister(rank.exit_fd)
+        if rank.stacks_done in self._selector.get_map():
+            self._selector.unregister(rank.stacks_done)
+        rank.owes_stacks = False
         rank.reap()
         self._tell("gone", rank=rank.rank, text=f"exit code {rank.returncode}")
         if rank.returncode != 0 or not rank.has_result:
             self._fail(rank)
         if all(other.returncode is not None for other in self.ranks):
             self._happen(Happening.ALL_GONE)
+
+    def _on_stacks(self, rank: RankProcess) -> None:
+        if not rank.note_stacks():  # the process is going, which may take a GPU's driver a while
+            self._selector.unregister(rank.stacks_done)
+        if not any(other.owes_stacks for other in self.ranks):
+            self._happen(Happening.STACKS)
 
     def _listen(self, rank: RankProcess) -> None:
         try:

@@ -98,14 +98,19 @@ def main() -> int:
     """Be one rank."""
     environment = os.environ
     control_fd, lifeline = int(environment[protocol.CONTROL]), int(environment[protocol.LIFELINE])
+    stacks_done = int(environment[protocol.STACKS_DONE])
     pairs = environment.get(bootstrap.SOCKETS_VARIABLE, "").split(",")
     # Whatever the entry starts must not keep these open: their closing is how others see that we died.
-    for fd in (control_fd, lifeline, *(int(pair.partition(":")[2]) for pair in pairs if pair)):
+    for fd in (control_fd, lifeline, stacks_done, *(int(pair.partition(":")[2]) for pair in pairs if pair)):
         os.set_inheritable(fd, False)
     hold_to_launcher(lifeline)
     faulthandler.enable()
     stacks = Path(environment[protocol.STACKS]).open("w")  # noqa: SIM115 - must stay open until the end
-    faulthandler.register(protocol.STACKS_SIGNAL, file=stacks)
+    # Once the stacks are written, the chained handler tells the launcher; it is C code as well, so a rank
+    # that hangs in C or holds the GIL answers too.
+    signal.signal(protocol.STACKS_SIGNAL, lambda number, frame: None)
+    signal.set_wakeup_fd(stacks_done, warn_on_full_buffer=False)
+    faulthandler.register(protocol.STACKS_SIGNAL, file=stacks, chain=True)
 
     # A duplicate: the descriptor itself stays open until the kernel closes it, so that the launcher sees
     # the end of the conversation only when this process is past every other way to end.
