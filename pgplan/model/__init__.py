@@ -7,13 +7,14 @@ weights as the architecture's own code builds them; ``quantization.py`` says how
 from pgplan.model.catalogue import CatalogueEntry, catalogue_entry, catalogue_names
 from pgplan.model.flops import attention_flops, layer_flops, matmul_flops
 from pgplan.model.loading import load_model
-from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Storage, Weight
+from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, StateSpec, Storage, Weight
 
 __all__ = [
     "AttentionSpec",
     "CatalogueEntry",
     "LayerSpec",
     "ModelSpec",
+    "StateSpec",
     "Storage",
     "Weight",
     "attention_flops",

@@ -14,7 +14,7 @@ from pgplan.model.spec import Part, Storage
 
 StorageOf = Callable[[tuple[str, ...]], Storage | None]
 
-LINEAR_PARTS: frozenset[Part] = frozenset({"attention", "mlp", "experts", "shared_experts"})
+LINEAR_PARTS: frozenset[Part] = frozenset({"attention", "mixer", "mlp", "experts", "shared_experts"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
