@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pgplan.model.config import Config
-from pgplan.model.families import gemma, gpt_oss, llama, llama4, mla, moe, multimodal, older, olmo, phi
+from pgplan.model.families import (
+    gemma,
+    gpt_oss,
+    llama,
+    llama4,
+    mla,
+    moe,
+    multimodal,
+    older,
+    olmo,
+    phi,
+    qwen_hybrid,
+)
 from pgplan.model.spec import ModelSpec
 
 Builder = Callable[[Config], ModelSpec]
@@ -46,8 +58,13 @@ BUILDERS: Mapping[str, Builder] = {
     "Qwen2MoeForCausalLM": moe.build_qwen2_moe,
     "Qwen3ForCausalLM": llama.build_qwen3,
     "Qwen3MoeForCausalLM": moe.build_qwen3_moe,
+    "Qwen3NextForCausalLM": qwen_hybrid.build_qwen3_next,
     "Qwen3VLForConditionalGeneration": multimodal.build_qwen3_vl,
     "Qwen3VLMoeForConditionalGeneration": multimodal.build_qwen3_vl_moe,
+    "Qwen3_5ForCausalLM": qwen_hybrid.build_qwen3_5,
+    "Qwen3_5ForConditionalGeneration": qwen_hybrid.build_qwen3_5_multimodal,
+    "Qwen3_5MoeForCausalLM": qwen_hybrid.build_qwen3_5_moe,
+    "Qwen3_5MoeForConditionalGeneration": qwen_hybrid.build_qwen3_5_moe_multimodal,
 }
 
 # Other spellings of an architecture: older checkpoints, and files without "architectures" (by model_type).
@@ -88,7 +105,12 @@ ALIASES: Mapping[str, str] = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
 }

@@ -128,7 +128,22 @@ def build_minimax_m2(config: Config) -> ModelSpec:
     return _mixtral_like(config, attention(Heads.read(config), qk_norm="all heads"))
 
 
-def _is_sparse(config: Config) -> list[bool]:
+def shared_and_routed(*, hidden: int, num_experts: int, size: int, shared: int) -> tuple[Weight, ...]:
+    """Write Qwen's router and experts of width ``size``, and a gated one of ``shared`` (0: none)."""
+    weights = (
+        matrix("mlp.gate", "router", num_experts, hidden),
+        *gated_mlp(hidden, size, prefix="mlp.experts", part="experts", copies=num_experts),
+    )
+    if not shared:
+        return weights
+    return (
+        *weights,
+        *gated_mlp(hidden, shared, prefix="mlp.shared_expert", part="shared_experts"),
+        matrix("mlp.shared_expert_gate", "shared_experts", 1, hidden),
+    )
+
+
+def is_sparse(config: Config) -> list[bool]:
     """Tell for each Qwen layer whether it has experts: every ``decoder_sparse_step``-th, but some."""
     step, dense = config.size("decoder_sparse_step", default=1), config.items("mlp_only_layers") or ()
     return [index not in dense and (index + 1) % step == 0 for index in range(config.num_layers)]
@@ -174,13 +189,7 @@ def _qwen_moe(
     """Build a model whose experts are ``size`` wide, beside a shared one of ``shared`` (0: none)."""
     heads, count = Heads.read(config), config.size("num_experts")
     visited = experts_per_token(config, count)
-    sparse: tuple[Weight, ...] = (
-        matrix("mlp.gate", "router", count, heads.hidden),
-        *gated_mlp(heads.hidden, size, prefix="mlp.experts", part="experts", copies=count),
-    )
-    if shared:
-        sparse += gated_mlp(heads.hidden, shared, prefix="mlp.shared_expert", part="shared_experts")
-        sparse += (matrix("mlp.shared_expert_gate", "shared_experts", 1, heads.hidden),)
+    sparse = shared_and_routed(hidden=heads.hidden, num_experts=count, size=size, shared=shared)
     dense = gated_mlp(heads.hidden, config.size("intermediate_size"))
 
     def layer(kind: tuple[int | None, bool]) -> LayerSpec:
@@ -189,7 +198,7 @@ def _qwen_moe(
             return _layer(heads, attention_weights, dense, window=window)
         return _layer(heads, attention_weights, sparse, window=window, num_experts=count, visited=visited)
 
-    return decoder(config, pattern=tuple(zip(windows, _is_sparse(config), strict=True)), layer=layer)
+    return decoder(config, pattern=tuple(zip(windows, is_sparse(config), strict=True)), layer=layer)
 
 
 def build_glm4_moe(config: Config) -> ModelSpec:
