@@ -7,6 +7,7 @@ with ``lm_head: true`` is the one exception).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from pgplan.errors import ModelError
@@ -17,6 +18,8 @@ from pgplan.model.storage import dtype_storage
 
 # Checkpoints with towers put the language model under one of these.
 _PREFIXES = ("model.layers.", "language_model.model.layers.", "model.language_model.layers.")
+# Nemotron-H keeps Mamba's own name for the decoder.
+_BARE_PREFIXES = ("model.layers.", "backbone.layers.")
 
 
 def lay_out(model: ModelSpec, config: Config, *, dtype: str | None = None) -> ModelSpec:
@@ -42,7 +45,14 @@ def lay_out(model: ModelSpec, config: Config, *, dtype: str | None = None) -> Mo
     notes = list(model.notes) + list(quantization.notes if quantization else ())
     if plain.bits == 32 and dtype is None:
         notes.append("the configuration says float32; engines load that as 16 bit: give dtype='bfloat16'")
-    kinds, pattern = _stored_layers(model, plain, quantization, nested="text_config" in config.data)
+    prefixes = _PREFIXES if "text_config" in config.data else _PREFIXES[:1]
+    kinds, pattern = stored_layers(
+        model,
+        plain,
+        lambda index, weight: _storage(
+            weight, plain, quantization, tuple(f"{prefix}{index}." for prefix in prefixes)
+        ),
+    )
     head = _plain(model.head, plain)
     if quantization and quantization.head and not model.tied:
         head = replace(head, storage=quantization.storage_of(("lm_head",)) or plain)
@@ -59,18 +69,17 @@ def lay_out(model: ModelSpec, config: Config, *, dtype: str | None = None) -> Mo
     )
 
 
-def _stored_layers(
-    model: ModelSpec, plain: Storage, quantization: Quantization | None, *, nested: bool
+def stored_layers(
+    model: ModelSpec, plain: Storage, storage_of: Callable[[int, Weight], Storage]
 ) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:
-    """Return kinds and pattern anew: layers of one kind may differ once some modules are left alone."""
-    prefixes = _PREFIXES if nested else _PREFIXES[:1]
+    """Return kinds and pattern anew, each weight stored as ``storage_of`` says by its layer.
+
+    Layers of one kind may differ once some of their modules are stored otherwise.
+    """
     seen: dict[tuple[int, tuple[Storage, ...]], int] = {}
     pattern = []
     for index, kind in enumerate(model.pattern):
-        storages = tuple(
-            _storage(weight, plain, quantization, tuple(f"{prefix}{index}." for prefix in prefixes))
-            for weight in model.kinds[kind].weights
-        )
+        storages = tuple(storage_of(index, weight) for weight in model.kinds[kind].weights)
         pattern.append(seen.setdefault((kind, storages), len(seen)))
     kinds = tuple(
         replace(

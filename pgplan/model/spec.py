@@ -55,6 +55,7 @@ class AttentionSpec:
         kv_lora_rank: MLA: elements of the compressed key and value.
         rope_dim: Elements per head that rotate (MLA: of the shared rotary key); 0: all of ``head_dim``.
         rope_theta: Base of the rotary positions; layers with different bases have tables of their own.
+        rotary: Whether queries and keys rotate at all; without, no table is kept.
     """
 
     kind: AttentionKind
@@ -66,6 +67,7 @@ class AttentionSpec:
     kv_lora_rank: int = 0
     rope_dim: int = 0
     rope_theta: float = 0.0
+    rotary: bool = True
 
     def kv_elements_per_token(self, *, tp_size: int = 1) -> int:
         """Count the cache elements that one rank keeps per token of this layer.
