@@ -91,7 +91,8 @@ def rotary_table_bytes(model: ModelSpec, kinds: frozenset[int], *, element_bytes
     Llama-3.1-70B it is 131072 x 128 x 2 bytes = 32 MiB, and part of what vLLM prints as model memory.
     """
     attentions = (model.kinds[index].attention for index in kinds)
-    tables = {(spec.rope_dim or spec.head_dim, spec.rope_theta) for spec in attentions if spec and spec.rotary}
+    rotating = [spec for spec in attentions if spec and spec.rotary]
+    tables = {(spec.rope_dim or spec.head_dim, spec.rope_theta) for spec in rotating}
     return sum(model.max_position_embeddings * rotary * element_bytes for rotary, _ in tables)
 
 

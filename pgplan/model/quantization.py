@@ -45,7 +45,7 @@ def lay_out(model: ModelSpec, config: Config, *, dtype: str | None = None) -> Mo
     notes = list(model.notes) + list(quantization.notes if quantization else ())
     if plain.bits == 32 and dtype is None:
         notes.append("the configuration says float32; engines load that as 16 bit: give dtype='bfloat16'")
-    prefixes = _PREFIXES if "text_config" in config.data else _PREFIXES[:1]
+    prefixes = _PREFIXES if "text_config" in config.data else _BARE_PREFIXES
     kinds, pattern = stored_layers(
         model,
         plain,
