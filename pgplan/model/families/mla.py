@@ -17,7 +17,7 @@ _MLA_KEYS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Latent:
+class Latent:
     """Hold the sizes of multi-head latent attention."""
 
     hidden: int
@@ -30,7 +30,7 @@ class _Latent:
     bias: bool
 
     @classmethod
-    def read(cls, config: Config) -> _Latent:
+    def read(cls, config: Config) -> Latent:
         hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
         return cls(
             hidden=hidden,
@@ -99,7 +99,7 @@ def build_deepseek_v3(config: Config) -> ModelSpec:
 
 def _deepseek(config: Config) -> ModelSpec:
     config.require(*PLAIN_KEYS, *_MLA_KEYS, "v_head_dim", "moe_intermediate_size", "n_routed_experts")
-    latent, count = _Latent.read(config), config.size("n_routed_experts")
+    latent, count = Latent.read(config), config.size("n_routed_experts")
     visited = experts_per_token(config, count)
     dense = gated_mlp(latent.hidden, config.size("intermediate_size"))
     sparse = routed_and_shared(
@@ -126,7 +126,7 @@ def build_minicpm3(config: Config) -> ModelSpec:
     """Build ``MiniCPM3ForCausalLM``: latent attention with a dense MLP and tied embeddings."""
     config.require(*PLAIN_KEYS, *_MLA_KEYS)
     config = config.with_defaults({"q_lora_rank": 768})
-    latent, intermediate = _Latent.read(config), config.size("intermediate_size")
+    latent, intermediate = Latent.read(config), config.size("intermediate_size")
 
     def layer(_: None) -> LayerSpec:
         return LayerSpec(
