@@ -99,4 +99,5 @@ def _activate(x: torch.Tensor, *, gated: bool) -> torch.Tensor:
     if not gated:
         return F.silu(x)
     gate, up = x.chunk(2, -1)
-    return F.silu(gate) * up
+    # In place: the product is the third that is alive beside gate and up, as in an engine's fused kernel.
+    return F.silu(gate).mul_(up)

@@ -19,6 +19,7 @@ class DeviceMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self.on_gpu = device, device.type == "cuda"
+        self._limit_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -31,6 +32,7 @@ class DeviceMemory:
         """Let torch allocate no more than this on the GPU."""
         import torch
 
+        self._limit_bytes = limit_bytes
         if self.on_gpu:
             total = torch.cuda.get_device_properties(self._device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), self._device)
@@ -62,6 +64,26 @@ class DeviceMemory:
         import torch
 
         return torch.cuda.mem_get_info(self._device)[0] if self.on_gpu else None
+
+    def left_bytes(self) -> int:
+        """Return what torch may still allocate under the limit; 0 on a CPU, where there is none."""
+        import torch
+
+        if not self.on_gpu or self._limit_bytes is None:
+            return 0
+        return self._limit_bytes - torch.cuda.memory_reserved(self._device)
+
+    def describe(self) -> str:
+        """Say what torch has taken, and how much of that holds tensors."""
+        import torch
+
+        if not self.on_gpu:
+            return "the machine's memory used up"
+        allocated, reserved = (
+            ask(self._device) / (1 << 30) for ask in (torch.cuda.memory_allocated, torch.cuda.memory_reserved)
+        )
+        limit = (self._limit_bytes or 0) / (1 << 30)
+        return f"{allocated:.2f} GiB of tensors and {reserved:.2f} GiB reserved of {limit:.2f} GiB"
 
     def process_bytes(self) -> tuple[int, int]:
         """Return what is taken of the GPU, and what of it torch does not know of; zeros on a CPU."""

@@ -25,6 +25,7 @@ class Pass:
         stage: The stage.
         caches: Its KV cache.
         step: Where the tokens of the microbatch stand.
+        streams: Buffers for the other stages' input; made if not given.
 
     Attributes:
         tokens: The first stage's input.
@@ -32,14 +33,16 @@ class Pass:
         out: What the last run gave: sampled tokens on the last stage, hidden and residual on the others.
     """
 
-    def __init__(self, stage: Stage, caches: Caches, step: Step) -> None:
+    def __init__(
+        self, stage: Stage, caches: Caches, step: Step, *, streams: tuple[torch.Tensor, ...] = ()
+    ) -> None:
         import torch
 
         self.stage, self.step, self._caches = stage, step, caches
         shape, device = (step.tokens, stage.model.hidden_size), stage.device
         self.tokens = torch.randint(0, stage.model.vocab_size, (step.tokens,), device=device)
-        self.streams: tuple[torch.Tensor, ...] = ()
-        if not stage.contents.is_first:
+        self.streams = () if stage.contents.is_first else streams
+        if not stage.contents.is_first and not streams:
             self.streams = tuple(torch.randn(shape, device=device, dtype=stage.dtype) for _ in range(2))
         self.out: tuple[torch.Tensor, ...] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -56,12 +59,20 @@ class Pass:
         x = stage.normalise(stage.last_of_each(hidden, step), stage.last_of_each(residual, step))
         return (stage.sample(x),)
 
-    def run(self) -> None:
-        """Compute from the buffers once."""
+    def accept(self, arrived: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the streams to compute from: what arrived, or for a graph the buffers, filled with it."""
+        if self._graph is None:
+            return arrived
+        for buffer, stream in zip(self.streams, arrived, strict=True):
+            buffer.copy_(stream)
+        return self.streams
+
+    def run(self, streams: Sequence[torch.Tensor] | None = None) -> None:
+        """Compute once, from what ``accept`` gave or from whatever the buffers hold."""
         if self._graph is not None:
             self._graph.replay()
         else:
-            self.out = self.compute(self.streams)
+            self.out = self.compute(self.streams if streams is None else streams)
 
     def capture(self, pool: Any = None) -> Any:
         """Capture the run in a CUDA graph and return its memory pool, for the next one to share."""
@@ -102,12 +113,11 @@ def run_pipeline(
         if place.is_first and index >= in_flight:
             sampled = work.tokens if work.step.length == 1 else work.tokens[: work.step.sequences]
             place.take_tokens(sampled)
+        streams: Sequence[torch.Tensor] = ()
         if handoff is not None and not place.is_first:
-            arrived = recv_stage(handoff, tokens).wait()
-            for buffer, stream in zip(work.streams, arrived, strict=True):
-                buffer.copy_(stream)
+            streams = work.accept(recv_stage(handoff, tokens).wait())
         clock.mark()
-        work.run()
+        work.run(streams)
         clock.mark()
         if place.is_last:
             if index + in_flight < steps:

@@ -34,6 +34,20 @@ class Step:
     start: int
     first_row: int = 0
 
+    @classmethod
+    def of_chunk(cls, *, tokens: int, prompt: int) -> Step:
+        """Return a prefill chunk of about ``tokens`` tokens of prompts that are ``prompt`` tokens long.
+
+        A prompt longer than its part of the chunk is met half-way, where a token attends to as many as on
+        average over the whole prompt.
+
+        >>> Step.of_chunk(tokens=4096, prompt=2048), Step.of_chunk(tokens=1024, prompt=2048).start
+        (Step(sequences=2, length=2048, start=0, first_row=0), 512)
+        """
+        sequences = max(1, -(-tokens // prompt))
+        length = tokens // sequences
+        return cls(sequences=sequences, length=length, start=(prompt - length) // 2)
+
     @property
     def tokens(self) -> int:
         """Count the new tokens."""

@@ -60,7 +60,9 @@ class Place:
         return self.stage == self.pp_size - 1
 
     def connect(self, *, max_tokens: int, hidden_size: int, dtype: torch.dtype) -> None:
-        """Make and warm the hand-off, for hops of up to ``max_tokens`` tokens."""
+        """Make and warm the ways between stages, for hops of up to ``max_tokens`` tokens."""
+        import torch
+
         if self.is_pipeline:
             self.handoff = Handoff(
                 self.plane,
@@ -70,6 +72,13 @@ class Place:
                 hidden_size=hidden_size,
                 dtype=dtype,
             )
+        if self._ring is not None:
+            # NCCL joins two ranks when the first message passes between them, which takes a second.
+            token = torch.zeros(1, dtype=torch.long, device=self.device)
+            if self.is_last:
+                self.return_tokens(token)
+            else:
+                self.take_tokens(token)
 
     def shards(self, *, seed: int = 0) -> Shards:
         """Return who makes this rank's part of each weight."""

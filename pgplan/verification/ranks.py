@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pgplan.codec import to_data
 from pgplan.distributed.tensor_plane import TensorPlane
+from pgplan.errors import GroupError
 from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
 from pgplan.verification.checking import Check, build_stage, check_handoff, check_pipeline
@@ -16,6 +19,7 @@ from pgplan.verification.passes import Pass, run_hops, run_pipeline, run_repeate
 from pgplan.verification.pieces import Step
 from pgplan.verification.place import Place
 from pgplan.verification.record import FlowMeasurement, Spread, StageMeasurement
+from pgplan.verification.room import Room
 from pgplan.verification.scaling import shortened
 from pgplan.verification.stage import Contents, Stage
 from pgplan.verification.surroundings import environment
@@ -23,7 +27,6 @@ from pgplan.verification.surroundings import environment
 if TYPE_CHECKING:
     import torch
 
-GIB = 1 << 30
 # How long a measurement may take; within that, as often as makes the median steady.
 _BUDGET_S, _FEWEST, _MOST = 1.0, 5, 50
 _FLOW_MOST = 64
@@ -92,7 +95,14 @@ class _Rank:
             hidden_size=plan.model.hidden_size,
             dtype=self.dtype,
         )
-        self._buffer_bytes = self.memory.allocated_bytes()
+        # Another stage's output, to compute from before the pipeline runs.
+        shape = (self.prefill_step.tokens, plan.model.hidden_size)
+        count = 0 if self.place.is_first else 2
+        self._inputs = tuple(torch.randn(shape, device=plane.device, dtype=self.dtype) for _ in range(count))
+        self.memory.release()
+        self.room = Room(
+            self.place, self.memory, plan, buffer_bytes=self.memory.allocated_bytes(self._inputs)
+        )
 
     def run(self) -> _Findings:
         """Do everything; ends early, on all ranks alike, when something does not fit."""
@@ -101,11 +111,27 @@ class _Rank:
         if stage is not None:
             pool = self._lay_out_cache(stage)
             if pool is not None:
-                self._measure(stage, pool)
+                with self._named_if_memory_ends():
+                    self._measure(stage, pool)
+        self._found.problem = self.room.problem
         self._phase("end")
         # What this rank has sent last may still be on its way out of its buffers.
         self.worker.group.barrier()
         return self._found
+
+    @contextmanager
+    def _named_if_memory_ends(self) -> Iterator[None]:
+        """Say which stage it was that had no memory left in the middle of a pass."""
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            phase = list(self._found.phase_s)[-1]
+            raise GroupError(
+                f"stage {self.place.stage} ran out of memory in {phase}, with {self.memory.describe()}; "
+                f"lower memory_utilization or max_num_batched_tokens"
+            ) from error
 
     def _phase(self, name: str) -> None:
         """Close the time of the phase before and begin the next."""
@@ -145,30 +171,12 @@ class _Rank:
 
     def _lay_out(self) -> Stage | None:
         self._phase("weights")
-        place, stage = self.place, self.plan.stages[self.place.stage]
-        self.memory.limit(stage.budget_bytes + self._buffer_bytes)
-        if not self._fits(stage.weight_bytes, "weights", stage.budget_bytes):
-            return None
-        before = self.memory.allocated_bytes()
-        built = build_stage(place, self.plan.model, Contents.of(self.plan, place.stage))
-        self.memory.release()
-        self._weight_bytes = self.memory.allocated_bytes(built) - before
-        return built
+        contents = Contents.of(self.plan, self.place.stage)
+        return self.room.lay_out_weights(lambda: build_stage(self.place, self.plan.model, contents))
 
     def _lay_out_cache(self, stage: Stage) -> torch.Tensor | None:
-        import torch
-
         self._phase("kv cache")
-        plan, element_bytes = self.plan, self.dtype.itemsize
-        used = stage.cache_elements(rows=self._rows, tokens=self._tokens) * element_bytes
-        planned = plan.stages[self.place.stage].kv_used_bytes if self.memory.on_gpu else 0
-        wanted = max(used, planned)
-        room = plan.stages[self.place.stage].budget_bytes - self._weight_bytes
-        if not self._fits(wanted, "KV cache", room):
-            return None
-        pool = torch.empty(wanted // element_bytes, dtype=self.dtype, device=stage.device)
-        self._kv_bytes = pool.nbytes
-        return pool
+        return self.room.lay_out_cache(stage.cache_elements(rows=self._rows, tokens=self._tokens))
 
     @property
     def _rows(self) -> int:
@@ -180,29 +188,11 @@ class _Rank:
         """Count the tokens that the cache must hold of each."""
         return max(step.start + step.length for step in (self.prefill_step, self.decode_step))
 
-    def _fits(self, wanted: int, what: str, budget: int) -> bool:
-        """Tell whether every rank has room, and note on the one that has not what it lacks."""
-        free = self.memory.free_bytes()
-        room = budget if free is None else min(free, budget)
-        problem = None
-        if wanted > room:
-            stage = self.plan.stages[self.place.stage]
-            problem = (
-                f"stage {self.place.stage} does not fit: {what} want {_readable(wanted)}, and "
-                f"{_readable(max(0, room))} are left on its {self.memory.name}; the plan counts "
-                f"{_readable(stage.weight_bytes)} of weights and {_readable(stage.kv_budget_bytes)} for KV "
-                f"cache within a budget of {_readable(stage.budget_bytes)}"
-            )
-        problems = [text for text in self.worker.group.all_gather_obj(problem) if text]
-        if problems:
-            self._found.problem = problems[0]
-        return not problems
-
     # --- how long does it take? -----------------------------------------------------------------------
 
     def _measure(self, stage: Stage, pool: torch.Tensor) -> None:
         caches = stage.make_cache(pool, rows=self._rows, tokens=self._tokens)
-        prefill = Pass(stage, caches, self.prefill_step)
+        prefill = Pass(stage, caches, self.prefill_step, streams=self._inputs)
         self._phase("prefill")
         before = self.memory.allocated_bytes()
         self.memory.start_peak()
@@ -211,6 +201,8 @@ class _Rank:
         prefill_s = self._time(prefill)
 
         self._phase("decode")
+        # While graphs are captured nothing can be given back.
+        self.memory.release()
         decodes = self._decode_passes(stage, caches)
         decode_s = self._time(decodes[0])
 
@@ -224,10 +216,10 @@ class _Rank:
         self._found.stage = StageMeasurement(
             stage=self.place.stage,
             device=self.memory.name,
-            weight_bytes=self._weight_bytes,
-            kv_bytes=self._kv_bytes,
+            weight_bytes=self.room.weight_bytes,
+            kv_bytes=self.room.kv_bytes,
             prefill_peak_bytes=peak_bytes,
-            buffer_bytes=self._buffer_bytes,
+            buffer_bytes=self.room.buffer_bytes,
             process_bytes=process_bytes,
             context_bytes=context_bytes,
             prefill_tokens=self.prefill_step.tokens,
@@ -277,7 +269,9 @@ class _Rank:
         slowest_s = self.place.most(each.median_s)
         pp_size = self.plan.pp_size
         steps = max(4 * pp_size, min(_FLOW_MOST, int(2 * self._budget_s / slowest_s)))
-        run_pipeline(self.place, passes, steps=pp_size, in_flight=in_flight)
+        # First ways, shapes and kernels are slow; every one that is timed below is used before.
+        run_pipeline(self.place, passes, steps=pp_size + len(passes), in_flight=in_flight)
+        run_pipeline(self.place, passes[:1], steps=2, in_flight=1)
         alone = run_pipeline(self.place, passes[:1], steps=_FEWEST, in_flight=1)
         marks = run_pipeline(self.place, passes, steps=steps + pp_size, in_flight=in_flight)
         # The pipeline fills during the first steps.
@@ -297,16 +291,9 @@ class _Rank:
 def steps_of(plan: Plan) -> tuple[Step, Step]:
     """Return a prefill chunk and a decode step of the sizes that the plan's times are for.
 
-    A prompt that is longer than a chunk is met half-way, where a token attends to as many as on average.
+    A decoded token is half-way through the output.
     """
     prompt, output = plan.workload.prompt_tokens, plan.workload.output_tokens
-    sequences = max(1, plan.prefill_tokens // prompt)
-    length = plan.prefill_tokens // sequences
-    before = (prompt - length) // 2 if prompt > length else 0
-    prefill = Step(sequences=sequences, length=length, start=before)
+    prefill = Step.of_chunk(tokens=plan.prefill_tokens, prompt=prompt)
     decode = Step(sequences=plan.decode_batch, length=1, start=prompt + output // 2 - 1)
     return prefill, decode
-
-
-def _readable(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.2f} GiB" if abs(size_bytes) >= GIB else f"{size_bytes / (1 << 20):.1f} MiB"

@@ -31,6 +31,7 @@ class Shards:
 
     def __init__(self, *, tp_size: int, tp_rank: int, device: torch.device, seed: int = 0) -> None:
         self.tp_size, self.tp_rank, self.device, self.seed = tp_size, tp_rank, device, seed
+        self._scratch: torch.Tensor | None = None
 
     def matrix(self, place: str, *weights: Weight) -> torch.Tensor:
         """Return the rank's shards of weights with equal columns as one tensor, one below the other.
@@ -109,10 +110,36 @@ class Shards:
         return drawn[start : start + rows]
 
     def _draw(self, name: str, shape: tuple[int, int], dtype: torch.dtype, size: float = 1.0) -> torch.Tensor:
+        """Draw a whole weight; what it returns holds until the next draw."""
+        drawn = self._room(shape[0] * shape[1] * dtype.itemsize).view(dtype).view(shape)
+        return drawn.normal_(0.0, size, generator=self._generator(name))
+
+    def _room(self, size_bytes: int) -> torch.Tensor:
         import torch
 
-        drawn = torch.empty(shape, dtype=dtype, device=self.device)
-        return drawn.normal_(0.0, size, generator=self._generator(name))
+        if self._scratch is None or len(self._scratch) < size_bytes:
+            self._scratch = None
+            self._scratch = torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
+        return self._scratch[:size_bytes]
+
+    def begin(self, model: ModelSpec) -> None:
+        """Take the room that any weight of a model is drawn in before its shard is kept.
+
+        It is one block for all: a weight that is allocated where a larger draw was freed leaves a rest of
+        that segment which the allocator can neither use for the KV cache nor give back.
+        """
+        weights = [weight for kind in model.kinds for weight in kind.weights]
+        if self.tp_size > 1:
+            self._room(
+                max(
+                    _whole_rows(weight) * weight.cols * _dtype(weight).itemsize
+                    for weight in (*weights, model.embedding, model.head, *model.towers)
+                )
+            )
+
+    def finish(self) -> None:
+        """Give that room back."""
+        self._scratch = None
 
     def _generator(self, name: str) -> torch.Generator:
         import torch

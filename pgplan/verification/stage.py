@@ -83,24 +83,28 @@ class Layer:
             lambda weight: Norm(shards, place, weight),
         )
 
-    def __call__(
-        self,
-        hidden: torch.Tensor,
-        residual: torch.Tensor | None,
-        cache: list[torch.Tensor],
-        step: Step,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pass ``(tokens, hidden)`` through; ``residual`` is ``None`` right after the embedding."""
+    def __call__(self, streams: list[torch.Tensor | None], cache: list[torch.Tensor], step: Step) -> None:
+        """Replace the streams, hidden and residual of shape ``(tokens, hidden)``, by what leaves the layer.
+
+        Right after the embedding the residual is ``None``, and what was embedded becomes it. The list holds
+        the only references, so that a stream that is read no more does not lie beside the MLP, where a chunk
+        needs the most; the residual is added to in place. Engines do both.
+        """
         before_attention, after_attention, before_mlp, after_mlp = self._norms
-        residual = hidden if residual is None else hidden + residual
+        hidden, residual = streams
+        streams.clear()
+        assert hidden is not None  # only a residual may be missing
+        residual = hidden if residual is None else residual.add_(hidden)
+        del hidden
         x = before_attention(residual) if before_attention else residual
         hidden = self._reduce(self.attention(x, cache, step))
         if after_attention:
             hidden = after_attention(hidden)
-        residual = hidden + residual
+        residual.add_(hidden)
+        del hidden
         x = before_mlp(residual) if before_mlp else residual
         hidden = self._reduce(self.mlp(x))
-        return (after_mlp(hidden) if after_mlp else hidden), residual
+        streams += [after_mlp(hidden) if after_mlp else hidden, residual]
 
 
 def _place_norms(
@@ -139,6 +143,7 @@ class Stage:
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self._reduce, self._gather, self._shards = reduce, gather, shards
         self._rotaries: dict[tuple[int, float], Rotary] = {}
+        shards.begin(model)
         self.layers = [
             Layer(model.layers[index], shards, f"layer {index}", self._rotary(model.layers[index]), reduce)
             for index in contents.layers
@@ -154,6 +159,7 @@ class Stage:
             for index, weight in enumerate(model.towers if contents.is_first else ())
             for tensor in _tower(shards, f"tower {index}", weight)
         ]
+        shards.finish()
 
     def _make_head(self, shards: Shards) -> Linear | None:
         if self.contents.head:
@@ -225,11 +231,14 @@ class Stage:
         caches: list[list[torch.Tensor]],
         step: Step,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pass a microbatch of shape ``(tokens, hidden)`` through all layers."""
+        """Pass a microbatch of shape ``(tokens, hidden)`` through all layers; ``residual`` is written to."""
+        streams = [hidden, residual]
+        del hidden, residual
         for layer, cache in zip(self.layers, caches, strict=True):
-            hidden, residual = layer(hidden, residual, cache, step)
-        assert residual is not None  # a stage has at least one layer
-        return hidden, residual
+            layer(streams, cache, step)
+        out, total = streams
+        assert out is not None and total is not None  # a stage has at least one layer
+        return out, total
 
     def normalise(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Apply the final norm."""
