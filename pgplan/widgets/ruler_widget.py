@@ -1,0 +1,51 @@
+"""The ruler as a widget; loading this module loads anywidget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+_HERE = Path(__file__).parent
+
+
+class Ruler(anywidget.AnyWidget):
+    """Show a plan's layers and let its cuts be moved.
+
+    The front end draws a moved cut at once and sends ``cuts``; whoever owns the ruler answers with
+    ``show(ruler_state(...))``. An answer for older cuts than those on display changes the figures only.
+
+    Attributes:
+        state: What ``ruler_state`` returned.
+        cuts: The first layer of each stage but the first.
+        pinned: Stages that keep their layers when the rest is balanced.
+        size_by: What a cell's width tells: ``"weight"`` or ``"time"``.
+    """
+
+    _esm = (_HERE / "ruler.js").read_text(encoding="utf-8")
+    _css = (_HERE / "ruler.css").read_text(encoding="utf-8")
+
+    state = traitlets.Dict().tag(sync=True)
+    cuts = traitlets.List(traitlets.Int()).tag(sync=True)
+    pinned = traitlets.List(traitlets.Int()).tag(sync=True)
+    size_by = traitlets.Enum(("weight", "time"), default_value="weight").tag(sync=True)
+
+    def show(self, state: dict[str, Any]) -> None:
+        """Show ``state``; the cuts and pins become its own.
+
+        Assigning ``state`` does the same, except where it is equal to the one on display: only this takes
+        back cuts that the front end has sent and nobody accepted.
+        """
+        with self.hold_sync():
+            self.state = state
+            self._adopt(state)
+
+    @traitlets.observe("state")
+    def _state_changed(self, change: dict[str, Any]) -> None:
+        self._adopt(change["new"])
+
+    def _adopt(self, state: dict[str, Any]) -> None:
+        self.cuts = list(state["cuts"])
+        self.pinned = [index for index, stage in enumerate(state["stages"]) if stage["pinned"]]
