@@ -25,7 +25,7 @@ from pgplan.errors import ModelError
 from pgplan.model.state import StateSpec
 from pgplan.model.weights import Part, Shard, Storage, Weight
 
-AttentionKind = Literal["full", "sliding", "chunked", "mla"]
+AttentionKind = Literal["full", "sliding", "chunked", "mla", "compressed"]
 
 __all__ = [
     "AttentionKind",
@@ -46,7 +46,9 @@ class AttentionSpec:
 
     Args:
         kind: ``"full"``, ``"sliding"`` (the last ``window`` tokens), ``"chunked"`` (within chunks of
-            ``window`` tokens) or ``"mla"`` (multi-head latent attention, arXiv 2405.04434).
+            ``window`` tokens), ``"mla"`` (multi-head latent attention, arXiv 2405.04434) or
+            ``"compressed"`` (the last ``window`` tokens, and all others as compressed entries:
+            DeepSeek-V4).
         q_heads: Query heads.
         kv_heads: Key and value heads (1 latent head for MLA).
         head_dim: Elements per query and key head (MLA: without the latent compression).
@@ -56,6 +58,13 @@ class AttentionSpec:
         rope_dim: Elements per head that rotate (MLA: of the shared rotary key); 0: all of ``head_dim``.
         rope_theta: Base of the rotary positions; layers with different bases have tables of their own.
         rotary: Whether queries and keys rotate at all; without, no table is kept.
+        topk: Keys (compressed: entries) that a token attends to at most; 0: all of them.
+        index_heads: Heads of the indexer that selects those keys; 0: the layer has no indexer of its own,
+            and with ``topk`` it takes the selection of an earlier layer.
+        index_dim: Elements per head of the indexer, which caches one key of as many per token or entry.
+        compression: Compressed attention: tokens per entry; 0: the layer has its window only.
+        shares_kv: Whether it reads keys and values of an earlier layer, and caches none of its own.
+        v_is_k: Whether the projection of the keys makes the values too.
     """
 
     kind: AttentionKind
@@ -68,15 +77,26 @@ class AttentionSpec:
     rope_dim: int = 0
     rope_theta: float = 0.0
     rotary: bool = True
+    topk: int = 0
+    index_heads: int = 0
+    index_dim: int = 0
+    compression: int = 0
+    shares_kv: bool = False
+    v_is_k: bool = False
 
     def kv_elements_per_token(self, *, tp_size: int = 1) -> int:
-        """Count the cache elements that one rank keeps per token of this layer.
+        """Count the cache elements that one rank keeps per token of this layer, an indexer's left out.
 
         KV heads are divided over the ranks and replicated when there are more ranks than heads; the
-        MLA latent is the same on every rank.
+        MLA latent and compressed entries are the same on every rank. Of compressed attention the
+        entries count, which grow with the context, and not the window, which does not.
         """
+        if self.shares_kv:
+            return 0
         if self.kind == "mla":
             return self.kv_lora_rank + self.rope_dim
+        if self.kind == "compressed":
+            return -(-self.head_dim // self.compression) if self.compression else 0
         return max(1, self.kv_heads // tp_size) * (self.head_dim + self.v_head_dim)
 
 
@@ -148,7 +168,11 @@ class ModelSpec:
         head: The output head; when ``tied``, the same tensor as the embedding.
         final_norm: The norms before the head.
         tied: Whether head and embedding are one tensor.
+        beside_embedding: What stands with the embedding, on the same stages (Gemma's per-layer embeddings).
         towers: Vision, audio and projector weights, which serving engines keep on the first stage.
+        drafts: Layers of the checkpoint that draft further tokens (multi-token prediction), not part of
+            the decoder; engines keep them on the last stage where they are used.
+        streams: Copies of the residual stream that layers mix, all handed on (hyper-connections).
         forbidden_cuts: ``(cut, why)`` for boundaries that the architecture cannot be cut at.
         notes: What a reader should know of how the configuration was understood.
 
@@ -170,7 +194,10 @@ class ModelSpec:
     head: Weight
     final_norm: tuple[Weight, ...]
     tied: bool
+    beside_embedding: tuple[Weight, ...] = ()
     towers: tuple[Weight, ...] = ()
+    drafts: tuple[LayerSpec, ...] = ()
+    streams: int = 1
     forbidden_cuts: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -214,7 +241,7 @@ class ModelSpec:
 
     @property
     def _outside_parameters(self) -> int:
-        outside = [self.embedding, *self.final_norm, *self.towers]
+        outside = [self.embedding, *self.beside_embedding, *self.final_norm, *self.towers]
         return sum(weight.parameters for weight in (outside if self.tied else [*outside, self.head]))
 
     def _each(self) -> Iterator[LayerSpec]:

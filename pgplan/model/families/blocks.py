@@ -6,8 +6,8 @@ put in afterwards (``quantization.py``), so every weight is written here in plai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from pgplan.errors import ModelError
@@ -66,6 +66,8 @@ class Heads:
     q: int
     kv: int
     dim: int
+    # Elements per value head where they are not as many as per key head.
+    value_dim: int | None = None
 
     @classmethod
     def read(cls, config: Config) -> Heads:
@@ -94,7 +96,7 @@ class Heads:
             q_heads=self.q,
             kv_heads=self.kv,
             head_dim=self.dim,
-            v_head_dim=self.dim,
+            v_head_dim=self.value_dim or self.dim,
             window=window,
             rope_theta=rope_theta,
         )
@@ -108,6 +110,7 @@ def attention(
     qk_norm: Literal["head", "all heads"] | None = None,
     fused: str = "",
     out: str = "self_attn.o_proj",
+    made: Literal["qkv", "qk", "q"] = "qkv",
 ) -> tuple[Weight, ...]:
     """Write grouped-query attention.
 
@@ -119,26 +122,29 @@ def attention(
         fused: The checkpoint's name of one tensor that holds q, k and v. They stay three weights,
             since key and value heads are replicated on more ranks than there are of them.
         out: The checkpoint's name of the output projection.
+        made: Which of query, key and value the layer projects; it takes the others from somewhere else.
     """
+    values = heads.value_dim or heads.dim
+    counts = {"q": (heads.q, heads.dim), "k": (heads.kv, heads.dim), "v": (heads.kv, values)}
     names = {key: f"{fused}[{key}]" if fused else f"self_attn.{key}_proj" for key in "qkv"}
     weights = [
         matrix(
             names[key],
             "attention",
-            count * heads.dim,
+            counts[key][0] * counts[key][1],
             heads.hidden,
             shard="column",
-            units=count,
+            units=counts[key][0],
             bias=bias,
         )
-        for key, count in (("q", heads.q), ("k", heads.kv), ("v", heads.kv))
+        for key in made
     ]
     weights.append(
-        matrix(out, "attention", heads.hidden, heads.q * heads.dim, shard="row", units=heads.q, bias=out_bias)
+        matrix(out, "attention", heads.hidden, heads.q * values, shard="row", units=heads.q, bias=out_bias)
     )
     if qk_norm:
-        for key, count in (("q", heads.q), ("k", heads.kv)):
-            units = count if qk_norm == "all heads" else 0
+        for key in made.removesuffix("v"):
+            units = counts[key][0] if qk_norm == "all heads" else 0
             weights.append(
                 norm(f"self_attn.{key}_norm", heads.dim * (units or 1), part="attention", units=units)
             )
@@ -173,6 +179,7 @@ def decoder(
     norm_bias: bool = False,
     head_bias: bool = False,
     towers: tuple[Weight, ...] = (),
+    draft: LayerSpec | None = None,
     notes: tuple[str, ...] = (),
 ) -> ModelSpec:
     """Assemble a model; name, source, architecture and dtype are filled in by ``load_model``.
@@ -185,6 +192,7 @@ def decoder(
         norm_bias: Whether the final norm has a bias.
         head_bias: Whether the head has one.
         towers: What stands before the decoder.
+        draft: What each of the ``num_nextn_predict_layers`` that draft tokens is, where it is known.
         notes: What a reader should know.
     """
     kinds = tuple(dict.fromkeys(pattern))
@@ -207,5 +215,41 @@ def decoder(
         final_norm=(norm("model.norm", hidden, bias=norm_bias),),
         tied=config.flag("tie_word_embeddings", default=tied),
         towers=towers,
+        drafts=(draft,) * drafts if draft else (),
         notes=notes,
     )
+
+
+def draft_layer(hidden: int, layer: LayerSpec) -> LayerSpec:
+    """Return a layer that drafts tokens as DeepSeek-V3's does, around a decoder layer.
+
+    It joins the embedding of the last token with the decoder's output, both normed, and passes the result
+    through ``layer``. Embedding and head are the model's own (arXiv 2412.19437, section 2.2).
+    """
+    return replace(
+        layer,
+        weights=(
+            norm("enorm", hidden),
+            norm("hnorm", hidden),
+            matrix("eh_proj", "embedding", hidden, 2 * hidden),
+            *layer.weights,
+            norm("shared_head.norm", hidden),
+        ),
+    )
+
+
+def cuts_between(reads: Mapping[int, int], why: str) -> tuple[tuple[int, str], ...]:
+    """Return the cuts that part a layer from an earlier one that it reads from.
+
+    Args:
+        reads: For each reading layer, the layer that it reads from.
+        why: The reason, where ``{source}`` and ``{reader}`` stand for the first pair that a cut parts.
+
+    >>> cuts_between({3: 2, 5: 2}, "layer {reader} reads layer {source}")
+    ((3, 'layer 3 reads layer 2'), (4, 'layer 5 reads layer 2'), (5, 'layer 5 reads layer 2'))
+    """
+    cuts: dict[int, str] = {}
+    for reader, source in sorted(reads.items()):
+        for cut in range(source + 1, reader + 1):
+            cuts.setdefault(cut, why.format(source=source, reader=reader))
+    return tuple(sorted(cuts.items()))
