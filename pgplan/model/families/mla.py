@@ -31,6 +31,7 @@ class Latent:
 
     @classmethod
     def read(cls, config: Config) -> Latent:
+        """Read them from a configuration."""
         hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
         return cls(
             hidden=hidden,
@@ -44,6 +45,7 @@ class Latent:
         )
 
     def spec(self) -> AttentionSpec:
+        """Return what the layer keeps per token: the latent, and one rotary key."""
         return AttentionSpec(
             kind="mla",
             q_heads=self.heads,

@@ -14,13 +14,21 @@ from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, 
 from pgplan.model.families.llama import qwen_windows
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
+# What configurations call the experts that each token visits.
+_VISITED = (
+    "num_experts_per_tok",
+    "experts_per_token",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_top_k",
+)
 # Mixtral and its kin name gate, up and down projection so.
 _W_NAMES = ("w1", "w3", "w2")
 
 
 def experts_per_token(config: Config, num_experts: int) -> int:
     """Read how many of ``num_experts`` each token visits."""
-    visited = config.size("num_experts_per_tok", "experts_per_token")
+    visited = config.size(*_VISITED)
     if visited > num_experts:
         raise ModelError(
             f"num_experts_per_tok must be at most the number of experts, got {visited} of {num_experts} in "

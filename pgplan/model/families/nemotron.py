@@ -101,8 +101,8 @@ def _mlp(config: Config, hidden: int) -> LayerSpec:
 def _two_layers(
     config: Config, name: str, part: Part, hidden: int, inner: int, *, copies: int = 1
 ) -> tuple[Weight, ...]:
-    """Write an MLP without a gate: up, squared ReLU, down."""
-    bias = config.flag("mlp_bias")
+    """Write an MLP without a gate: up, squared ReLU, down; experts have no biases."""
+    bias = part != "experts" and config.flag("mlp_bias")
     return (
         matrix(f"{name}.up_proj", part, inner, hidden, shard="column", bias=bias, copies=copies),
         matrix(f"{name}.down_proj", part, hidden, inner, shard="row", bias=bias, copies=copies),
