@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pgplan.model.config import Config
 from pgplan.model.families import (
     gemma,
+    gemma4,
     gpt_oss,
     linear,
     llama,
@@ -38,6 +39,8 @@ BUILDERS: Mapping[str, Builder] = {
     "Gemma2ForCausalLM": gemma.build_gemma2,
     "Gemma3ForCausalLM": gemma.build_gemma3,
     "Gemma3ForConditionalGeneration": gemma.build_gemma3_multimodal,
+    "Gemma4ForCausalLM": gemma4.build_gemma4,
+    "Gemma4ForConditionalGeneration": gemma4.build_gemma4_multimodal,
     "GemmaForCausalLM": llama.build_gemma,
     "Glm4MoeForCausalLM": moe.build_glm4_moe,
     "GptOssForCausalLM": gpt_oss.build_gpt_oss,
@@ -97,6 +100,8 @@ ALIASES: Mapping[str, str] = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma4_text": "Gemma4ForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",

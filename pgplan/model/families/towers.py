@@ -55,6 +55,16 @@ _LLAMA4 = {
     "projector_input_dim": 4096,
     "projector_output_dim": 4096,
 }
+_GEMMA4 = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "head_dim": 64,
+    "patch_size": 16,
+    "position_embedding_size": 10240,
+}
 
 
 def tower_notes(config: Config) -> tuple[str, ...]:
@@ -164,6 +174,51 @@ def moonvit_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
         norm("mm_projector.pre_norm", size, part="tower", bias=True),
         matrix("mm_projector.proj.0", "tower", merged, merged, bias=True),
         matrix("mm_projector.proj.2", "tower", hidden, merged, bias=True),
+    )
+
+
+def gemma4_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
+    """Write Gemma 4's vision transformer, a small Gemma of its own, and its projector to ``hidden``."""
+    vision = _vision(config, _GEMMA4)
+    size, inner, layers = (
+        vision.size("hidden_size"),
+        vision.size("intermediate_size"),
+        vision.size("num_hidden_layers"),
+    )
+    heads, kv, dim = (
+        vision.size("num_attention_heads"),
+        vision.size("num_key_value_heads"),
+        vision.size("head_dim"),
+    )
+    root, patch = "model.vision_tower", vision.size("patch_size")
+    inside = f"{root}.encoder.layers"
+
+    def linear(name: str, rows: int, cols: int, shard: Shard, units: int = 0) -> Weight:
+        return matrix(f"{inside}.{name}", "tower", rows, cols, shard=shard, units=units, copies=layers)
+
+    return (
+        matrix(f"{root}.patch_embedder.input_proj", "tower", size, 3 * patch**2),
+        # One table for rows and one for columns.
+        matrix(
+            f"{root}.patch_embedder.position_embedding_table",
+            "tower",
+            2 * vision.size("position_embedding_size"),
+            size,
+        ),
+        linear("self_attn.q_proj", heads * dim, size, "column", heads),
+        linear("self_attn.k_proj", kv * dim, size, "column", kv),
+        linear("self_attn.v_proj", kv * dim, size, "column", kv),
+        linear("self_attn.o_proj", size, heads * dim, "row", heads),
+        linear("self_attn.q_norm", dim, 1, "replicated"),
+        linear("self_attn.k_norm", dim, 1, "replicated"),
+        linear("mlp.gate_proj", inner, size, "column"),
+        linear("mlp.up_proj", inner, size, "column"),
+        linear("mlp.down_proj", size, inner, "row"),
+        *(
+            linear(f"{name}_layernorm", size, 1, "replicated")
+            for name in ("input", "post_attention", "pre_feedforward", "post_feedforward")
+        ),
+        matrix("model.embed_vision.embedding_projection", "tower", hidden, size),
     )
 
 
