@@ -115,7 +115,11 @@ def _header_text(stream: BinaryIO, size: int, file: Path) -> bytes:
 def _tensors(header: bytes, data_bytes: int, file: Path) -> tuple[StoredTensor, ...]:
     """Read the entries and check that their data fill the rest of the file without gap or overlap."""
     placed = sorted(
-        (_entry(name, entry, file) for name, entry in _json(header, file).items() if name != "__metadata__"),
+        (
+            read_entry(name, entry, str(file))
+            for name, entry in _json(header, file).items()
+            if name != "__metadata__"
+        ),
         key=lambda item: item[:2],
     )
     end = 0
@@ -150,7 +154,12 @@ def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return data
 
 
-def _entry(name: str, entry: object, file: Path) -> tuple[int, int, StoredTensor]:
+def read_entry(name: str, entry: object, file: str) -> tuple[int, int, StoredTensor]:
+    """Read one entry of a header: where the tensor's data start and end, and the tensor.
+
+    Raises:
+        ModelError: If it is no entry, or dtype, shape and place contradict each other.
+    """
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop]}:
             sizes = [*shape, start, stop]
@@ -174,5 +183,5 @@ def readable(name: str) -> str:
     return name if name.isprintable() and len(name) < 200 else shown(name)
 
 
-def _lie(file: Path, what: str) -> ModelError:
+def _lie(file: Path | str, what: str) -> ModelError:
     return ModelError(f"the header of {file} contradicts itself: {what}; download it again")

@@ -16,6 +16,8 @@ from pgplan.model.quantization_methods import Quantization, read_quantization
 from pgplan.model.spec import LayerSpec, ModelSpec, Storage, Weight
 from pgplan.model.storage import dtype_storage
 
+# Where a configuration states its dtype: the name of today, and the one before.
+DTYPE_KEYS = ("dtype", "torch_dtype")
 # Checkpoints with towers put the language model under one of these.
 _PREFIXES = ("model.layers.", "language_model.model.layers.", "model.language_model.layers.")
 # Nemotron-H keeps Mamba's own name for the decoder.
@@ -33,9 +35,7 @@ def lay_out(model: ModelSpec, config: Config, *, dtype: str | None = None) -> Mo
     Raises:
         ModelError: If the dtype or the quantization is not known.
     """
-    stated = (
-        dtype or config.get("dtype", "torch_dtype") or config.text.get("dtype", "torch_dtype") or "bfloat16"
-    )
+    stated = dtype or config.get(*DTYPE_KEYS) or config.text.get(*DTYPE_KEYS) or "bfloat16"
     if not isinstance(stated, str):
         raise ModelError(
             f"dtype must be a name such as 'bfloat16', got {stated!r} in {config.where}; correct it"

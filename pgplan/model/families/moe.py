@@ -170,8 +170,9 @@ def build_qwen2_moe(config: Config) -> ModelSpec:
 
 def build_qwen3_moe(config: Config) -> ModelSpec:
     """Build ``Qwen3MoeForCausalLM``: queries and keys are normed per head, no shared expert."""
+    # transformers writes the number of experts under another key than the published files have.
+    config = config.with_defaults({"num_key_value_heads": 4, "num_experts": config.get("num_local_experts")})
     config.require(*PLAIN_KEYS, "num_experts", "moe_intermediate_size")
-    config = config.with_defaults({"num_key_value_heads": 4})
     bias = config.flag("attention_bias")
     windows = qwen_windows(config, is_sliding=lambda index: True)
     weights = attention(Heads.read(config), bias=bias, out_bias=bias, qk_norm="head")
