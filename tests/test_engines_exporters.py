@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 import pgplan as pg
-from pgplan.engines import engine_names, engine_table, exporter_names, find_engine, find_exporter
+from pgplan.engines import (
+    engine_names,
+    engine_table,
+    exporter_names,
+    find_engine,
+    find_exporter,
+    option_table,
+    options_of,
+)
 from pgplan.engines.exporter import find_setting
 from pgplan.errors import SplitError
 
@@ -220,11 +228,62 @@ def test_several_nodes_have_a_launch_line_each_way() -> None:
     assert "--distributed-executor-backend ray" in ray
     assert "ray start --head" in ray
     plain = find_exporter("vllm", nodes=2, ray=False).export(eight)
-    assert "--nnodes 2" in plain
-    assert "--master-addr $HEAD" in plain
+    # Node 0 serves, the others only compute: two commands, alike in all else.
+    serving, working = plain.split("# Each other node")
+    assert "--node-rank 0" in serving
+    assert "--headless" not in serving
+    assert "--node-rank $NODE_RANK" in working
+    assert "--headless" in working
+    for text in (serving, working):
+        assert "--nnodes 2" in text
+        assert "--master-addr $HEAD" in text
+    split = find_exporter("vllm").read_split(plain, num_layers=80, pp_size=8)
+    assert split == (10,) * 8
+    slurm = find_exporter("tensorrt-llm", nodes=2).export(eight)
+    assert "srun --nodes=2 --ntasks=16 --ntasks-per-node=8 --mpi=pmix trtllm-llmapi-launch" in slurm
     assert "--dist-init-addr $HEAD:5000" in find_exporter("sglang", nodes=4).export(eight)
     with pytest.raises(pg.EngineError, match="do not spread over 3 nodes; give nodes 1 or 2 or 4 or 8"):
         find_exporter("vllm", nodes=3).export(eight)
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_dtype", "text"),
+    [
+        ("vllm", "fp8", "--kv-cache-dtype fp8"),
+        ("vllm", "fp8_e5m2", "--kv-cache-dtype fp8_e5m2"),
+        # SGLang 0.5.23 refuses a plain fp8.
+        ("sglang", "fp8", "--kv-cache-dtype fp8_e4m3"),
+        ("tensorrt-llm", "fp8", "kv_cache_config: {dtype: fp8}"),
+        ("llama.cpp", "fp8", "--cache-type-k q8_0 \\\n    --cache-type-v q8_0"),
+        ("llama.cpp", "bfloat16", "--cache-type-k bf16"),
+    ],
+)
+def test_the_dtype_of_the_kv_cache_is_called_as_the_engine_calls_it(
+    name: str, kv_dtype: str, text: str
+) -> None:
+    assert text in example(kv_dtype=kv_dtype).export(name)
+    assert text.split()[0] not in example().export(name)
+
+
+@pytest.mark.parametrize(("name", "kv_dtype"), [("sglang", "float16"), ("tensorrt-llm", "fp8_e5m2")])
+def test_a_dtype_that_the_kv_cache_cannot_have_is_refused(name: str, kv_dtype: str) -> None:
+    with pytest.raises(pg.EngineError, match=rf"in bfloat16, .*, got kv_dtype {kv_dtype}; give one of these"):
+        example(kv_dtype=kv_dtype).export(name)
+    if name in engine_names():
+        with pytest.raises(pg.EngineError, match="got kv_dtype"):
+            example(kv_dtype=kv_dtype, engine=name)
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "tensorrt-llm", "llama.cpp"])
+def test_unequal_gpus_are_listed_in_the_order_of_the_stages(name: str) -> None:
+    mixed = pg.plan(
+        "llama-3.1-8b", pg.Cluster.mixed(["H200", "L40S"]), workload=pg.Workload(max_model_len=8192)
+    )
+    text = mixed.export(name)
+    assert "GPUs are H200 SXM 141GB, L40S: put them in this" in " ".join(text.split())
+    split = find_exporter(name).read_split(text, num_layers=32, pp_size=2)
+    assert split == mixed.split
+    assert "GPUs are" not in example().export(name)
 
 
 # --- Megatron-LM ----------------------------------------------------------------------------------------
@@ -418,6 +477,7 @@ def test_items_are_counted_beside_the_layers() -> None:
         ("mlx", (7, 7, 7, 8, 8, 8, 8, 8)),
         # The five extra layers stand in the middle: stages 2 to 6.
         ("colossalai", (7, 7, 8, 8, 8, 8, 8, 7)),
+        ("galvatron", (7, 7, 7, 7, 7, 7, 7, 12)),
         ("megatron", None),
         ("llama.cpp", None),
         ("petals", None),
@@ -427,9 +487,10 @@ def test_default_splits_as_far_as_counts_tell(name: str, split: tuple[int, ...] 
     assert find_exporter(name).default_split(61, 8) == split
 
 
-def test_the_table_in_the_docs_is_the_one_that_the_code_makes() -> None:
-    page = Path(__file__).parents[1] / "docs" / "engines.md"
-    assert engine_table() in page.read_text(encoding="utf-8")
+def test_the_tables_in_the_docs_are_those_that_the_code_makes() -> None:
+    page = (Path(pg.__file__).parent / "engines" / "README.md").read_text(encoding="utf-8")
+    assert engine_table() in page
+    assert option_table() in page
 
 
 def test_the_table_tells_each_exporter_and_what_it_can() -> None:
@@ -438,11 +499,39 @@ def test_the_table_tells_each_exporter_and_what_it_can() -> None:
     for name, row in rows.items():
         cells = [cell.strip() for cell in row.split("|")[1:-1]]
         assert (cells[4] == "yes") == (name in engine_names())
+        exporter = find_exporter(name)
         assert cells[2:3] + cells[5:] == [
-            find_exporter(name).version,
-            find_exporter(name).syntax,
-            find_exporter(name).checked,
+            exporter.version,
+            exporter.writes,
+            exporter.syntax,
+            exporter.checked,
         ]
+        split = exporter.default_split(62, 4)
+        assert cells[3] == (",".join(map(str, split)) if split else cells[3] if name[:4] == "mega" else "-")
+
+
+def test_every_option_has_a_type_a_default_and_a_meaning() -> None:
+    for name in exporter_names():
+        for option in options_of(type(find_exporter(name))).values():
+            assert type(option.default) is option.type
+            assert option.about.endswith("."), (name, option)
+            option.check(option.default, exporter=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("megatron", {"virtual_stages": "2"}, "virtual_stages of megatron is a whole number, got '2'"),
+        ("megatron", {"virtual_stages": True}, "is a whole number, got True"),
+        ("megatron", {"form": "dsl"}, "form of megatron is layout or counts, got 'dsl'; give e.g. 'layout'"),
+        ("vllm", {"ray": 0}, "ray of vllm is True or False, got 0"),
+        ("vllm", {"nodes": 0}, "nodes is at least 1, got 0"),
+        ("torch", {"layers": 3}, "layers of torch is a text, got 3"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(name: str, options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(pg.EngineError, match=complaint):
+        example().export(name, **options)
 
 
 def mutated(text: str, rng: random.Random) -> str:

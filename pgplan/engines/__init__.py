@@ -2,8 +2,9 @@
 
 from pgplan.engines.base import Engine, EngineSettings, KVCapacity, KVRule, Placement, StageMemory
 from pgplan.engines.exporter import Exporter
+from pgplan.engines.options import Option, options_of
 from pgplan.engines.registry import engine_names, exporter_names, find_engine, find_exporter
-from pgplan.engines.table import engine_table
+from pgplan.engines.table import engine_table, option_table
 
 __all__ = [
     "Engine",
@@ -11,6 +12,7 @@ __all__ = [
     "Exporter",
     "KVCapacity",
     "KVRule",
+    "Option",
     "Placement",
     "StageMemory",
     "engine_names",
@@ -18,4 +20,6 @@ __all__ = [
     "exporter_names",
     "find_engine",
     "find_exporter",
+    "option_table",
+    "options_of",
 ]

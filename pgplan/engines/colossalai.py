@@ -17,6 +17,7 @@ class ColossalAI(Exporter):
     name = "colossalai"
     title = "ColossalAI"
     default_version = "0.5"
+    writes = "Python, a `HybridParallelPlugin`"
     syntax = "num_layers_per_stage=[...]"
     checked = "0.5.0: its distribute_layers, run"
 

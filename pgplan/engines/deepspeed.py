@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pgplan.engines.exporter import find_setting, listed, whole_numbers
 from pgplan.engines.sequential import SequentialExporter
-from pgplan.errors import EngineError
 
 if TYPE_CHECKING:
     from pgplan.planning.record import Plan
@@ -59,7 +58,7 @@ class DeepSpeed(SequentialExporter):
 
     Args:
         version: Of DeepSpeed.
-        form: ``"parts"`` or ``"types"``.
+        form: ``parts``: a subclass with the boundaries; ``types``: the stock method ``type:``.
         items_before: LayerSpecs ahead of the first layer.
         items_after: LayerSpecs after the last layer.
     """
@@ -67,6 +66,7 @@ class DeepSpeed(SequentialExporter):
     name = "deepspeed"
     title = "DeepSpeed"
     default_version = "0.19"
+    writes = "Python, a `PipelineModule`"
     syntax = "a list PARTS of boundaries or STAGE_STARTS"
     checked = "0.19.8: its partitioning of a PipelineModule, run"
 
@@ -74,13 +74,11 @@ class DeepSpeed(SequentialExporter):
         self,
         version: str | None = None,
         *,
-        form: str = "parts",
+        form: Literal["parts", "types"] = "parts",
         items_before: int = 1,
         items_after: int = 2,
     ) -> None:
         super().__init__(version, items_before=items_before, items_after=items_after)
-        if form not in ("parts", "types"):
-            raise EngineError(f"form of {self.name} is parts or types, got {form!r}; give one of them")
         self.form = form
 
     def export(self, plan: Plan) -> str:

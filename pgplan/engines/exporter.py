@@ -25,6 +25,7 @@ class Exporter(ABC):
         name: What users call it, e.g. ``"megatron"``.
         title: Its own name.
         default_version: The version that the text is right for when nobody asks for another.
+        writes: What its export is, for lists of exporters.
         syntax: How a split looks in its text, for error messages.
         checked: What the tests hold the text against.
     """
@@ -32,6 +33,7 @@ class Exporter(ABC):
     name: str
     title: str
     default_version: str
+    writes: str
     syntax: str
     checked: str
 

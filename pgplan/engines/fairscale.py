@@ -11,5 +11,6 @@ class FairScale(TorchGPipe):
     name = "fairscale"
     title = "FairScale"
     default_version = "0.4.13"
+    writes = "Python, a `Pipe`"
     checked = "0.4.13: a Pipe on CPUs"
     module, wrapper = "fairscale.nn.pipe", "Pipe"

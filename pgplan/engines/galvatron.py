@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgplan.engines.exporter import Exporter, find_setting, listed
-from pgplan.split import format_split
+from pgplan.split import format_split, remainder_on_last
 
 if TYPE_CHECKING:
     from pgplan.planning.record import Plan
@@ -19,8 +19,13 @@ class Galvatron(Exporter):
     name = "galvatron"
     title = "Galvatron"
     default_version = "2.4"
+    writes = "a JSON strategy"
     syntax = '"pp_division": "a,b,c"'
-    checked = "its stated fields"
+    checked = "2.4.0: its reader of strategies, run"
+
+    def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
+        """Leave the remainder to the last stage."""
+        return remainder_on_last(num_layers, pp_size)
 
     def export(self, plan: Plan) -> str:
         """Return the file: one strategy for every layer, as many microbatches as stages."""
@@ -47,7 +52,10 @@ class Galvatron(Exporter):
         return json.dumps(config, indent=4) + "\n"
 
     def find_split(self, text: str, *, num_layers: int, pp_size: int) -> Sequence[int | str] | None:
-        """Read ``pp_division``."""
-        del num_layers, pp_size
+        """Read ``pp_division``; without it the default holds."""
         given = find_setting(text, "pp_division")
-        return None if given is None else listed(given)
+        if given is not None:
+            return listed(given)
+        if find_setting(text, "pp_deg") != str(pp_size):
+            return None
+        return self.default_split(num_layers, pp_size)

@@ -49,6 +49,7 @@ class HuggingFace(Exporter):
     name = "hf"
     title = "transformers"
     default_version = "5.23"
+    writes = "Python, a `device_map`"
     syntax = "a device_map with an entry per layer"
     checked = "transformers 5.23.0: meta models; accelerate 1.15.0: its check_device_map"
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pgplan.engines.base import EngineSettings
 from pgplan.errors import EngineError
+from pgplan.model.spec import ModelSpec
+from pgplan.workload import Workload
 
 if TYPE_CHECKING:
     from pgplan.planning.record import Plan
@@ -67,6 +69,44 @@ def filling_limits(plan: Plan, settings: EngineSettings) -> Limits:
     )
 
 
+def kv_dtype_word(
+    model: ModelSpec, workload: Workload, *, known: Mapping[str, str], title: str
+) -> str | None:
+    """Return what a program calls the dtype of the KV cache; ``None``: it needs no word for it.
+
+    Args:
+        model: Its dtype is what every program takes by itself.
+        workload: Its ``kv_dtype`` is what was asked for.
+        known: The program's names, by pgplan's.
+        title: The program.
+
+    Raises:
+        EngineError: If it keeps no cache of this dtype; names those that it does.
+
+    >>> from pgplan.model import load_model
+    >>> kv_dtype_word(load_model("llama-3.1-8b"), Workload(kv_dtype="fp8"), known={"fp8": "q8"}, title="X")
+    'q8'
+    """
+    wanted = workload.kv_dtype
+    if wanted not in known and wanted not in ("auto", model.dtype):
+        raise EngineError(
+            f"{title} keeps the KV cache of {model.name} in {model.dtype}, {' or '.join(known)}, got "
+            f"kv_dtype {wanted}; give one of these or auto"
+        )
+    return known.get(wanted)
+
+
+def device_remarks(plan: Plan) -> list[str]:
+    """Return a remark on the order of the GPUs where they differ, for no program looks at it."""
+    if len(set(plan.cluster.gpus)) == 1:
+        return []
+    names = ", ".join(gpu.name for gpu in plan.cluster.gpus)
+    return [
+        f"# Stage by stage the GPUs are {names}: put them in this",
+        "# order, e.g. with CUDA_DEVICE_ORDER=PCI_BUS_ID and CUDA_VISIBLE_DEVICES.",
+    ]
+
+
 def flag_words(flags: Mapping[str, object]) -> list[str]:
     """Return ``--name value`` for each flag; ``True`` stands for a flag without a value."""
     return [f"--{name}" if value is True else f"--{name} {value}" for name, value in flags.items()]
@@ -84,8 +124,8 @@ def check_nodes(plan: Plan, nodes: int, *, title: str) -> None:
         EngineError: If the GPUs do not divide, or a stage would reach over two nodes.
     """
     ranks = len(plan.split) * plan.tp_size
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise EngineError(f"nodes must be a whole number of at least 1, got {nodes!r}")
+    if nodes < 1:
+        raise EngineError(f"nodes is at least 1, got {nodes}; give the number of machines")
     if ranks % nodes or ranks // nodes % plan.tp_size:
         fits = [str(n) for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n % plan.tp_size == 0]
         raise EngineError(

@@ -19,7 +19,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from pgplan.engines.exporter import Exporter, find_setting, listed
-from pgplan.engines.launching import command, flag_words
+from pgplan.engines.launching import command, device_remarks, flag_words, kv_dtype_word
 from pgplan.errors import EngineError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # LLAMA_MAX_SEQ, and one less than llama_max_devices(), which --tensor-split must stay below.
 _MOST_SEQUENCES, _MOST_STAGES = 256, 15
+# It has no 8-bit floats; q8_0 is next to them, at 34 bytes for 32 elements.
+_KV_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "fp8": "q8_0", "fp8_e4m3": "q8_0"}
 
 
 class LlamaCpp(Exporter):
@@ -34,8 +36,7 @@ class LlamaCpp(Exporter):
 
     Args:
         version: The build number; ``--fit`` came with PR #16653, in December 2025.
-        override_tensor: Also name the tensors of each stage (``--override-tensor``). The proportions stay:
-            the KV cache of a layer follows them.
+        override_tensor: Name the tensors of each stage as well; the KV cache follows the proportions.
         backend: What llama.cpp calls the devices, less their number.
         mtp_layers: Layers of multi-token prediction in the GGUF file; they are slots before the output and
             go to the last device.
@@ -44,6 +45,7 @@ class LlamaCpp(Exporter):
     name = "llama.cpp"
     title = "llama.cpp"
     default_version = "10666"
+    writes = "`llama-server`"
     syntax = "--tensor-split a,b,c"
     checked = "its stated rule, computed in float32"
 
@@ -67,6 +69,7 @@ class LlamaCpp(Exporter):
                 f"stages; plan with pp_size {_MOST_STAGES} or less"
             )
         workload = plan.workload
+        kv_dtype = kv_dtype_word(plan.model, workload, known=_KV_TYPES, title=self.title)
         requests = min(workload.concurrency, plan.settings.max_num_seqs, _MOST_SEQUENCES)
         flags: dict[str, object] = {
             "n-gpu-layers": 999,
@@ -77,12 +80,17 @@ class LlamaCpp(Exporter):
             "ctx-size": requests * workload.tokens_per_request,
             "parallel": requests,
         }
+        if kv_dtype:
+            flags |= {"cache-type-k": kv_dtype, "cache-type-v": kv_dtype}
         if self.override_tensor:
             flags["override-tensor"] = shlex.quote(",".join(self._overrides(plan.split)))
-        remark = "# MODEL.gguf: the model in llama.cpp's format; the last device also holds the output layer"
-        return (
-            f"{self.header(plan)}\n{remark}\n{command(['llama-server -m MODEL.gguf', *flag_words(flags)])}\n"
-        )
+        lines = [
+            self.header(plan),
+            "# MODEL.gguf: the model in llama.cpp's format; the last device also holds the output layer",
+            *device_remarks(plan),
+            command(["llama-server -m MODEL.gguf", *flag_words(flags)]),
+        ]
+        return "\n".join(lines) + "\n"
 
     def _overrides(self, split: Sequence[int]) -> list[str]:
         bounds = pairwise(accumulate(split, initial=0))

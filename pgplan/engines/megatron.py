@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pgplan.engines.exporter import Exporter, find_setting, whole_numbers
 from pgplan.engines.launching import command, flag_words
@@ -32,7 +32,7 @@ class MegatronLM(Exporter):
 
     Args:
         version: Of megatron-core.
-        form: ``"layout"``, or ``"counts"`` (first and last stage; the others must be equal).
+        form: ``layout``: any split; ``counts``: of the first and last stage, the others being equal.
         virtual_stages: Chunks of layers per rank.
         mtp_layers: Layers of multi-token prediction, which go on the last stage.
     """
@@ -40,6 +40,7 @@ class MegatronLM(Exporter):
     name = "megatron"
     title = "Megatron-LM (megatron-core)"
     default_version = "0.16"
+    writes = "arguments"
     syntax = "--pipeline-model-parallel-layout or the first and last counts"
     checked = "0.16.1: its layout parser, validation and counting, run"
 
@@ -47,13 +48,11 @@ class MegatronLM(Exporter):
         self,
         version: str | None = None,
         *,
-        form: str = "layout",
+        form: Literal["layout", "counts"] = "layout",
         virtual_stages: int = 1,
         mtp_layers: int = 0,
     ) -> None:
         super().__init__(version)
-        if form not in ("layout", "counts"):
-            raise EngineError(f"form of {self.name} is layout or counts, got {form!r}; give one of them")
         if virtual_stages < 1 or mtp_layers < 0:
             raise EngineError(
                 f"virtual_stages is at least 1 and mtp_layers at least 0, got {virtual_stages} and "

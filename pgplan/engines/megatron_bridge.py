@@ -15,6 +15,7 @@ class MegatronBridge(MegatronLM):
 
     name = "megatron-bridge"
     title = "Megatron-Bridge (megatron-core)"
+    writes = "Python, fields of `cfg.model`"
     syntax = "pipeline_model_parallel_layout or the first and last counts"
 
     def export(self, plan: Plan) -> str:

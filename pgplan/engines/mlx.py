@@ -18,6 +18,7 @@ class MLX(Exporter):
     name = "mlx"
     title = "mlx-lm"
     default_version = "0.32.2"
+    writes = "Python for `mlx.launch`"
     syntax = "model.pipeline(group, split=[...])"
     checked = "0.32.2: its PipelineMixin, run"
 
@@ -30,6 +31,7 @@ class MLX(Exporter):
         self.refuse_tp(plan, mend="mlx-lm shards over a group of its own: plan with tp_size 1")
         lines = [
             self.header(plan),
+            f"# One process per stage: mlx.launch --hostfile HOSTS.json -n {len(plan.split)} THIS_FILE",
             "# By rank: rank 0 owns the last layers, so this is the plan's split from the back.",
             "import mlx.core as mx",
             "",

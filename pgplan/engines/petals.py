@@ -21,18 +21,23 @@ class Petals(Exporter):
     name = "petals"
     title = "Petals"
     default_version = "2.2"
+    writes = "`run_server` per stage"
     syntax = "--block_indices START:END of each server"
     checked = "its stated rule (2.2.0)"
 
     def export(self, plan: Plan) -> str:
         """Return the line of each server; block ranges exclude their end."""
-        lines = [self.header(plan), "# One line per stage; all but the first also need --initial_peers."]
+        lines = [
+            self.header(plan),
+            "# One line per stage. The first begins a swarm and prints its address, PEER of the others.",
+        ]
         for start, stop in pairwise(accumulate(plan.split, initial=0)):
             words = f"python -m petals.cli.run_server {shlex.quote(plan.model.source)}"
             if plan.tp_size > 1:
                 devices = " ".join(f"cuda:{rank}" for rank in range(plan.tp_size))
                 words += f" --tensor_parallel_devices {devices}"
-            lines.append(f"{words} --block_indices {start}:{stop}")
+            swarm = "--initial_peers $PEER" if start else "--new_swarm"
+            lines.append(f"{words} --block_indices {start}:{stop} {swarm}")
         return "\n".join(lines) + "\n"
 
     def find_split(self, text: str, *, num_layers: int, pp_size: int) -> Sequence[int | str] | None:

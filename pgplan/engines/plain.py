@@ -22,6 +22,7 @@ class PlainJSON(Exporter):
     name = "json"
     title = "JSON"
     default_version = "1"
+    writes = "a document"
     syntax = '"split": [a, b, c]'
     checked = "json of Python"
 
@@ -48,6 +49,7 @@ class PlainYAML(Exporter):
     name = "yaml"
     title = "YAML"
     default_version = "1.2"
+    writes = "a document"
     syntax = "split: [a, b, c]"
     checked = "6.0.3 of PyYAML"
 
@@ -74,6 +76,7 @@ class PlainCSV(Exporter):
     name = "csv"
     title = "CSV"
     default_version = "1"
+    writes = "a table"
     syntax = "a column named layers"
     checked = "csv of Python"
 

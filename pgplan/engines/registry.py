@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from difflib import get_close_matches
 from importlib import import_module
 
 from pgplan.engines.base import Engine
 from pgplan.engines.exporter import Exporter
+from pgplan.engines.options import options_of
 from pgplan.engines.sglang import SGLang
 from pgplan.engines.vllm import VLLM
 from pgplan.errors import EngineError
@@ -109,11 +109,12 @@ def find_exporter(name: str | Exporter, **options: object) -> Exporter:
         kind = getattr(import_module(f"pgplan.engines.{module}"), attribute)
     else:
         raise EngineError(_unknown("exporter", name, key, exporter_names()))
-    known = [option for option in inspect.signature(kind).parameters if option != "version"]
-    for option in options:
+    known = options_of(kind)
+    for option, value in options.items():
         if option not in known:
             has = f"its options are {', '.join(known)}" if known else "it has none"
             raise EngineError(f"{key} has no option {option!r}; {has}")
+        known[option].check(value, exporter=key)
     return kind(version, **options)
 
 

@@ -18,7 +18,14 @@ from pgplan.engines.base import (
     chunked_microbatches,
     context_limit,
 )
-from pgplan.engines.launching import check_nodes, command, filling_limits, flag_words
+from pgplan.engines.launching import (
+    check_nodes,
+    command,
+    device_remarks,
+    filling_limits,
+    flag_words,
+    kv_dtype_word,
+)
 from pgplan.engines.sglang_log import SGLANG_LOG
 from pgplan.errors import EngineError
 from pgplan.hardware import Cluster
@@ -31,6 +38,9 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 MIB = 1 << 20
+
+# What SGLang calls the dtypes of a KV cache (``arg_groups/fields/model.py``); it knows no plain fp8.
+_KV_DTYPES = {"bfloat16": "bfloat16", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 
 # The head is built on every stage (for some only when it is not tied).
 _HEAD_EVERY = frozenset(
@@ -149,11 +159,17 @@ class SGLangKVRule(KVRule):
 
 
 class SGLang(Engine):
-    """SGLang's rules (https://github.com/sgl-project/sglang)."""
+    """SGLang's rules (https://github.com/sgl-project/sglang).
+
+    Args:
+        version: Its release.
+        nodes: Machines that the launch line spreads the stages over.
+    """
 
     name = "sglang"
     title = "SGLang"
     default_version = "0.5.23"
+    writes = "the variable and `sglang.launch_server`"
     syntax = "SGLANG_PP_LAYER_PARTITION=a,b,c"
     checked = "0.5.23: what its get_pp_indices answers"
     override_variable = "SGLANG_PP_LAYER_PARTITION"
@@ -161,7 +177,6 @@ class SGLang(Engine):
     log_format = SGLANG_LOG
 
     def __init__(self, version: str | None = None, *, nodes: int = 1) -> None:
-        """Choose a version, and over how many nodes the launch line starts it."""
         super().__init__(version)
         self.nodes = nodes
 
@@ -184,8 +199,8 @@ class SGLang(Engine):
         )
 
     def check(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> None:
-        """Refuse models that SGLang does not run over a pipeline."""
-        del workload
+        """Refuse models that SGLang does not run over a pipeline, and dtypes that its KV cache lacks."""
+        kv_dtype_word(model, workload, known=_KV_DTYPES, title=self.title)
         if cluster.pp_size > 1 and model.architecture in _NO_PIPELINE:
             raise EngineError(
                 f"SGLang does not run {model.architecture} over a pipeline, but pp_size is "
@@ -251,9 +266,10 @@ class SGLang(Engine):
             "chunked-prefill-size": limits.max_num_batched_tokens,
             "max-running-requests": limits.max_num_seqs,
         }
-        if plan.workload.kv_dtype != "auto":
-            flags["kv-cache-dtype"] = plan.workload.kv_dtype
-        lines = [self.header(plan), *filter(None, [limits.remark])]
+        kv_dtype = kv_dtype_word(plan.model, plan.workload, known=_KV_DTYPES, title=self.title)
+        if kv_dtype:
+            flags["kv-cache-dtype"] = kv_dtype
+        lines = [self.header(plan), *device_remarks(plan), *filter(None, [limits.remark])]
         if len(plan.split) > 1:
             lines.append(f"export {self.override_variable}={format_split(plan.split)}")
             # Without it a microbatch takes up to max-running-requests / pp-size, and the others go empty.

@@ -25,6 +25,7 @@ class TorchPipelining(Exporter):
     name = "torch"
     title = "torch.distributed.pipelining"
     default_version = "2.13"
+    writes = "Python, a `split_spec`"
     syntax = "a split_spec with SplitPoint.BEGINNING or END per cut"
     checked = "2.13.0: a model traced and cut by it"
 

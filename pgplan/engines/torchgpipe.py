@@ -18,6 +18,7 @@ class TorchGPipe(SequentialExporter):
     name = "torchgpipe"
     title = "torchgpipe"
     default_version = "0.0.7"
+    writes = "Python, a `GPipe`"
     syntax = "balance=[...]"
     checked = "0.0.7: a GPipe on CPUs"
     module, wrapper = "torchgpipe", "GPipe"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pgplan.engines.exporter import Exporter, find_setting, whole_numbers
 from pgplan.errors import EngineError
@@ -27,20 +27,25 @@ class TorchTitan(Exporter):
 
     Args:
         version: Of torchtitan.
-        form: ``"modules"`` (any split), or ``"weights"`` (those few that two weights can say).
+        form: ``modules``: any split; ``weights``: the few that the two weights can say.
         schedule: A schedule with one stage per rank.
     """
 
     name = "torchtitan"
     title = "torchtitan"
     default_version = "0.3"
+    writes = "fields of `parallelism`"
     syntax = "module_fqns_per_model_part or the two less_layers weights"
     checked = "0.3.0: its generator of module names, run"
 
-    def __init__(self, version: str | None = None, *, form: str = "modules", schedule: str = "1F1B") -> None:
+    def __init__(
+        self,
+        version: str | None = None,
+        *,
+        form: Literal["modules", "weights"] = "modules",
+        schedule: str = "1F1B",
+    ) -> None:
         super().__init__(version)
-        if form not in ("modules", "weights"):
-            raise EngineError(f"form of {self.name} is modules or weights, got {form!r}; give one of them")
         self.form, self.schedule = form, schedule
 
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...] | None:

@@ -14,7 +14,14 @@ from pgplan.engines.base import (
     chunked_microbatches,
     context_limit,
 )
-from pgplan.engines.launching import check_nodes, command, filling_limits, flag_words
+from pgplan.engines.launching import (
+    check_nodes,
+    command,
+    device_remarks,
+    filling_limits,
+    flag_words,
+    kv_dtype_word,
+)
 from pgplan.engines.vllm_kv import KVLayer, VLLMKVRule
 from pgplan.engines.vllm_log import VLLM_LOG
 from pgplan.engines.vllm_placement import NO_PIPELINE, vllm_placement
@@ -29,22 +36,30 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 
+# What vLLM calls the dtypes of a KV cache (``config/cache.py::CacheDType``).
+_KV_DTYPES = {name: name for name in ("float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")}
+
 # Ray hands the variable on to its workers.
 _ON_RAY = """\
 # On the head node first:  ray start --head --port 6379
-# on each other node then: ray start --address HEAD:6379
+# on each other node then: ray start --address $HEAD:6379
 # and this on the head node:"""
-_ON_EVERY_NODE = """\
-# On every node; HEAD is the address of node 0, NODE_RANK counts from 0, and nodes above 0, which serve no
-# API, need --headless as well:"""
+_ON_EVERY_NODE = "# On every node; HEAD is the address of node 0."
 
 
 class VLLM(Engine):
-    """vLLM's rules (https://github.com/vllm-project/vllm, v1 engine)."""
+    """vLLM's rules (https://github.com/vllm-project/vllm, v1 engine).
+
+    Args:
+        version: Its release.
+        nodes: Machines that the launch line spreads the stages over.
+        ray: Whether Ray joins the machines; else vLLM is started on each of them.
+    """
 
     name = "vllm"
     title = "vLLM"
     default_version = "0.33"
+    writes = "the variable and `vllm serve`"
     syntax = "VLLM_PP_LAYER_PARTITION=a,b,c"
     checked = "0.33.0: what its get_pp_indices answers; 0.24.0: what it printed on H200s"
     override_variable = "VLLM_PP_LAYER_PARTITION"
@@ -54,7 +69,6 @@ class VLLM(Engine):
     host_step_s = 3e-3
 
     def __init__(self, version: str | None = None, *, nodes: int = 1, ray: bool = True) -> None:
-        """Choose a version, and the launch line: over how many nodes, and whether Ray joins them."""
         super().__init__(version)
         self.nodes, self.ray = nodes, ray
 
@@ -69,8 +83,8 @@ class VLLM(Engine):
         return vllm_placement(model)
 
     def check(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> None:
-        """Refuse models without a pipeline and dtypes that the devices lack."""
-        del workload
+        """Refuse models without a pipeline, and dtypes that the devices or the KV cache lack."""
+        kv_dtype_word(model, workload, known=_KV_DTYPES, title=self.title)
         if cluster.pp_size > 1 and model.architecture in NO_PIPELINE:
             raise EngineError(
                 f"vLLM does not run {model.architecture} over a pipeline, but pp_size is {cluster.pp_size}; "
@@ -158,22 +172,31 @@ class VLLM(Engine):
             "max-num-batched-tokens": limits.max_num_batched_tokens,
             "max-num-seqs": limits.max_num_seqs,
         }
-        if plan.workload.kv_dtype != "auto":
-            flags["kv-cache-dtype"] = plan.workload.kv_dtype
-        lines = [self.header(plan), *filter(None, [limits.remark])]
+        kv_dtype = kv_dtype_word(plan.model, plan.workload, known=_KV_DTYPES, title=self.title)
+        if kv_dtype:
+            flags["kv-cache-dtype"] = kv_dtype
+        lines = [self.header(plan), *device_remarks(plan), *filter(None, [limits.remark])]
+        if self.nodes > 1:
+            lines.append(_ON_RAY if self.ray else _ON_EVERY_NODE)
         if len(plan.split) > 1:
             # With one stage vLLM still parses the variable, and there is nothing to say.
             lines.append(f"export {self.override_variable}={format_split(plan.split)}")
-        if self.nodes > 1:
-            lines.insert(1, _ON_RAY if self.ray else _ON_EVERY_NODE)
-            flags |= self._node_flags()
-        serve = f"vllm serve {shlex.quote(plan.model.source)}"
-        return "\n".join([*lines, command([serve, *flag_words(flags)])]) + "\n"
+        return "\n".join([*lines, *self._commands(plan, flags)]) + "\n"
 
-    def _node_flags(self) -> dict[str, object]:
+    def _commands(self, plan: Plan, flags: dict[str, object]) -> list[str]:
+        """Return the command of one machine, or without Ray of node 0 and of the others."""
+        serve = f"vllm serve {shlex.quote(plan.model.source)}"
+        if self.nodes == 1:
+            return [command([serve, *flag_words(flags)])]
         if self.ray:
-            return {"distributed-executor-backend": "ray"}
-        return {"nnodes": self.nodes, "node-rank": "$NODE_RANK", "master-addr": "$HEAD"}
+            return [command([serve, *flag_words(flags | {"distributed-executor-backend": "ray"})])]
+        flags = flags | {"nnodes": self.nodes, "master-addr": "$HEAD"}
+        return [
+            "# Node 0, which serves the API:",
+            command([serve, *flag_words(flags | {"node-rank": 0})]),
+            "# Each other node, with its number from 1 as NODE_RANK:",
+            command([serve, *flag_words(flags | {"node-rank": "$NODE_RANK", "headless": True})]),
+        ]
 
 
 def _limits(gpu: GPU) -> tuple[int, int]:
