@@ -402,3 +402,19 @@ def test_ranks_may_leave_during_a_barrier_that_others_wait_in() -> None:
 
     assert in_threads(work, 4) == [None] * 4
     close_all(groups[2:])
+
+
+def test_what_cannot_be_read_of_a_gathering_is_told_with_its_sender() -> None:
+    # Rank 0 passes small objects on unread, in one list: whose part is wrong must still come out.
+    groups = [
+        StatelessProcessGroup.from_sockets(sockets, rank=rank, world_size=3, allow_pickle=rank == 2)
+        for rank, sockets in enumerate(socket_mesh(3))
+    ]
+    objects = ["plain", (1, 2), object]
+    outcomes = in_threads(lambda rank: groups[rank].all_gather_obj(objects[rank]), 3)
+    for outcome in outcomes[:2]:
+        assert isinstance(outcome, MessageError)
+        assert str(outcome).startswith("from rank 2: a message holds a pickle")
+    assert outcomes[2] == objects
+    assert in_threads(lambda rank: groups[rank].all_gather_obj(rank), 3) == [[0, 1, 2]] * 3
+    close_all(groups)

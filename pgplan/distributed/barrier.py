@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 
 from pgplan.distributed.mesh import Mesh, name_ranks
-from pgplan.distributed.wire import Kind
+from pgplan.distributed.wire import Kind, Parcel
 from pgplan.errors import GroupTimeoutError
 
 ANNOUNCE_AFTER_S = 0.05
@@ -34,6 +34,7 @@ class Barriers:
         self.announced = 0
         self._arrived = [0] * world_size
         self._gave_up = [0] * world_size
+        self._latest_given_up = 0
         self._released = 0
 
     def enter(self) -> int:
@@ -42,20 +43,26 @@ class Barriers:
         self._arrived[self.rank] = self.number
         return self.number
 
-    def note(self, rank: int, kind: int, number: int) -> None:
-        """Take in what ``rank`` said about barrier ``number``."""
-        if kind == Kind.RELEASED:
-            self._released = max(self._released, number)
+    def note(self, rank: int, parcel: Parcel) -> None:
+        """Take in what ``rank`` said about a barrier; each says so of one after the other."""
+        kind, number = parcel.kind, parcel.number
+        if kind == Kind.ARRIVED:
+            self._arrived[rank] = number
+        elif kind == Kind.RELEASED:
+            self._released = number
+        elif kind == Kind.ANNOUNCED:
+            self._arrived[rank] = number
+            self.announced = max(self.announced, number)
         elif kind == Kind.GAVE_UP:
-            self._gave_up[rank] = max(self._gave_up[rank], number)
-        else:
-            self._arrived[rank] = max(self._arrived[rank], number)
-            if kind == Kind.ANNOUNCED:
-                self.announced = max(self.announced, number)
+            self._gave_up[rank] = self._latest_given_up = number
 
     def passed(self, present: Iterable[int]) -> bool:
         """Return whether this rank may go on."""
-        return self._released >= self.number or not self.missing(present)
+        if self._released >= self.number:
+            return True
+        if self._latest_given_up < self.number <= min(self._arrived):  # so it is, as long as all goes well
+            return True
+        return not self.missing(present)
 
     def missing(self, present: Iterable[int]) -> list[int]:
         """Return the ranks that have not come, or came and gave up."""
@@ -63,6 +70,8 @@ class Barriers:
 
     def given_up(self, present: Iterable[int]) -> list[int]:
         """Return the ranks that came to this barrier and gave it up."""
+        if self._latest_given_up < self.number:
+            return []
         return [r for r in present if self._gave_up[r] >= self.number]
 
 
@@ -72,7 +81,7 @@ def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
     deadline_s, announce_s = start_s + timeout_s, start_s + min(ANNOUNCE_AFTER_S, timeout_s / 4)
     number = barriers.enter()
     mesh.pump(0.0)
-    told: set[int] = {mesh.rank}
+    told = {mesh.rank}
     if quitters := barriers.given_up(mesh.present()):
         _give_up(mesh, number)
         raise GroupTimeoutError(
@@ -82,13 +91,14 @@ def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
     while True:
         present, now_s = mesh.present(), time.monotonic()
         slow = len(present) == 2 or now_s >= announce_s or barriers.announced >= number
-        kind, listeners = (Kind.ANNOUNCED, present) if slow else (Kind.ARRIVED, present[:1])
-        for rank in set(listeners) - told:
-            mesh.links[rank].tell(kind, number)
-            told.add(rank)
+        for rank in present if slow else present[:1]:
+            if rank not in told:
+                mesh.links[rank].tell(Kind.ANNOUNCED if slow else Kind.ARRIVED, number)
+                told.add(rank)
         if barriers.passed(present):
             break
-        mesh.raise_if_lost(f"in barrier {number}")
+        if not mesh.whole:
+            mesh.raise_if_lost(f"in barrier {number}")
         if now_s >= deadline_s:
             _give_up(mesh, number)
             raise GroupTimeoutError(_complaint(mesh, barriers, timeout_s))

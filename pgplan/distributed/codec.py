@@ -10,12 +10,13 @@ received body. numpy and torch are looked up, never imported, until one of their
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import math
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgpack
@@ -26,6 +27,7 @@ from pgplan.errors import MessageError
 MAX_DEPTH = 64
 # Arrays up to this size ride in the head: a buffer of their own would cost more than the copy.
 INLINE_ARRAY_BYTES = 512
+NOTHING = msgpack.packb(None)
 
 _TUPLE, _SET, _FROZENSET, _INT, _COMPLEX, _BUFFER = 1, 2, 3, 4, 5, 6
 _ARRAY, _SCALAR, _TENSOR, _TORCH, _RECORD, _PICKLE = 7, 8, 9, 10, 11, 12
@@ -53,8 +55,10 @@ def register(cls: _Class) -> _Class:
     return cls
 
 
-def encode(obj: object, *, allow_pickle: bool = False) -> tuple[bytes, list[memoryview]]:
-    """Return ``obj`` as a msgpack head and the large buffers it refers to, uncopied.
+def encode(
+    obj: object, *, allow_pickle: bool = False, inline_bytes: int = INLINE_ARRAY_BYTES
+) -> tuple[bytes, list[memoryview]]:
+    """Return ``obj`` as a msgpack head and the buffers of over ``inline_bytes`` it refers to, uncopied.
 
     Raises:
         MessageError: ``obj`` holds something that is not data, or is nested deeper than the limit.
@@ -63,8 +67,8 @@ def encode(obj: object, *, allow_pickle: bool = False) -> tuple[bytes, list[memo
     >>> decode(head), buffers
     ({'split': (19, 21), 'tied': True}, [])
     """
-    encoder = _Encoder(allow_pickle=allow_pickle)
-    if isinstance(obj, bytes | bytearray) and len(obj) > INLINE_ARRAY_BYTES:
+    encoder = _Encoder(allow_pickle=allow_pickle, inline_bytes=inline_bytes)
+    if isinstance(obj, bytes | bytearray) and len(obj) > inline_bytes:
         # msgpack would copy it through its own buffer twice.
         obj = encoder.out_of_band(_BUFFER, memoryview(obj))
     return encoder.pack(obj), encoder.buffers
@@ -87,16 +91,43 @@ def decode(
         raise MessageError(f"a message cannot be decoded: {type(error).__name__}: {error}") from error
 
 
+def join(heads: Sequence[bytes]) -> bytes:
+    """Return one head that holds a list of what the given heads hold, none of which has buffers.
+
+    >>> decode(join([encode("a")[0], encode((1, 2))[0]]))
+    ['a', (1, 2)]
+    """
+    return bytes(msgpack.Packer().pack_array_header(len(heads))) + b"".join(heads)
+
+
+def part(joined: bytes | memoryview) -> list[bytes]:
+    r"""Return the heads that :func:`join` put together, as far as they can be told apart.
+
+    >>> part(join([b"\x01", b"\x02"]))
+    [b'\x01', b'\x02']
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(joined)
+    heads: list[bytes] = []
+    with contextlib.suppress(msgpack.UnpackException, ValueError):
+        for _ in range(unpacker.read_array_header()):
+            start = unpacker.tell()
+            unpacker.skip()
+            heads.append(bytes(joined[start : unpacker.tell()]))
+    return heads
+
+
 class _Encoder:
     """Collect the buffers of one message while msgpack walks it."""
 
-    __slots__ = ("_allow_pickle", "_depth", "_offset", "buffers")
+    __slots__ = ("_allow_pickle", "_depth", "_inline_bytes", "_offset", "buffers")
 
-    def __init__(self, *, allow_pickle: bool) -> None:
+    def __init__(self, *, allow_pickle: bool, inline_bytes: int) -> None:
         self.buffers: list[memoryview] = []
         self._offset = 0
         self._depth = 0
         self._allow_pickle = allow_pickle
+        self._inline_bytes = inline_bytes
 
     def pack(self, obj: object) -> bytes:
         try:
@@ -109,7 +140,7 @@ class _Encoder:
 
     def out_of_band(self, code: int, raw: memoryview, *description: object) -> msgpack.ExtType:
         """Describe ``raw``, and keep it as a buffer unless it is small."""
-        if raw.nbytes <= INLINE_ARRAY_BYTES:
+        if raw.nbytes <= self._inline_bytes:
             return self._nested(code, [*description, bytes(raw)])
         offset = self._offset + -self._offset % ALIGNMENT
         self.buffers.append(raw)

@@ -46,9 +46,11 @@ class Exchange:
 
     # Sending -------------------------------------------------------------------------------------------
 
-    def message(self, kind: int, obj: object, *, readers: int = 1) -> Message:
-        """Return ``obj`` as a message within the limit."""
-        head, buffers = codec.encode(obj, allow_pickle=self._limits.allow_pickle)
+    def message(
+        self, kind: int, obj: object, *, readers: int = 1, inline_bytes: int = codec.INLINE_ARRAY_BYTES
+    ) -> Message:
+        """Return ``obj`` as a message within the limit, arrays up to ``inline_bytes`` in its head."""
+        head, buffers = codec.encode(obj, allow_pickle=self._limits.allow_pickle, inline_bytes=inline_bytes)
         message = Message(kind, head, buffers, readers=readers)
         if message.size_bytes > self._limits.max_message_bytes:
             raise MessageError(

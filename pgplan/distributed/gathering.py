@@ -12,7 +12,9 @@ from typing import Any
 from pgplan.distributed import codec
 from pgplan.distributed.exchange import Exchange
 from pgplan.distributed.wire import Kind, Message
+from pgplan.errors import MessageError
 
+# The largest encoded object that goes through rank 0; arrays up to this size ride in the head.
 _SMALL_BYTES = 16 << 10
 
 
@@ -20,40 +22,38 @@ def all_gather(exchange: Exchange, obj: object, *, world_size: int) -> list[Any]
     """Return every rank's object, in order of ranks."""
     me = exchange.mesh.rank
     others = [r for r in range(world_size) if r != me]
-    message = exchange.message(Kind.GATHER, obj, readers=len(others))
-    direct = world_size <= 2 or message.size_bytes > _SMALL_BYTES
-    if direct:
+    message = exchange.message(Kind.GATHER, obj, readers=len(others), inline_bytes=_SMALL_BYTES)
+    if world_size > 2 and not message.body_bytes and message.head_bytes <= _SMALL_BYTES:
+        direct, objects = _through_hub(exchange, message, others)
+    else:
         message.kind = Kind.SHARE
         exchange.post(message, others)
-        mine = None
-    else:
-        mine = message.head, message.frozen() if message.body_bytes else None
-    gathered = [None] * world_size if world_size <= 2 else _through_hub(exchange, mine, message, others)
-    objects = []
-    for rank, content in enumerate(gathered):
-        if rank == me:
-            objects.append(obj)
-        elif content is None:
-            objects.append(exchange.take(Kind.SHARE, rank))
-        else:
-            head, body = content
-            objects.append(exchange.open(head, body and memoryview(bytearray(body)), rank))
+        direct, objects = others, [None] * world_size
+        if world_size > 2:
+            direct, objects = _through_hub(exchange, Message(Kind.GATHER), others)
+    for rank in direct:
+        if rank != me:
+            objects[rank] = exchange.take(Kind.SHARE, rank)
+    objects[me] = obj
     return objects
 
 
-def _through_hub(
-    exchange: Exchange, mine: tuple[bytes, bytes | None] | None, message: Message, others: list[int]
-) -> list[Any]:
-    """Return each rank's encoded object, or None for those that it sends to everybody itself."""
+def _through_hub(exchange: Exchange, mine: Message, others: list[int]) -> tuple[list[int], list[Any]]:
+    """Return which ranks send their objects to everybody themselves, and the objects of the others."""
     if exchange.mesh.rank != 0:
-        exchange.post(Message(Kind.GATHER) if mine is None else message, [0])
-        return list(exchange.take(Kind.GATHERED, 0))
-    exchange.wait_for(Kind.GATHER, others)
-    contents: list[Any] = [mine]
-    for rank in others:
-        parcel = exchange.take_parcel(Kind.GATHER, rank)
-        body = parcel.body and bytes(parcel.body)
-        contents.append((parcel.inline_head, body) if parcel.inline_head else None)
-    head, _ = codec.encode([content and list(content) for content in contents])
-    exchange.post(Message(Kind.GATHERED, head, readers=len(others)), others)
-    return contents
+        exchange.post(mine, [0])
+        parcel = exchange.take_parcel(Kind.GATHERED, 0)
+        joined: bytes | memoryview = parcel.head
+    else:
+        exchange.wait_for(Kind.GATHER, others)
+        heads = [mine.head, *(exchange.take_parcel(Kind.GATHER, r).inline_head for r in others)]
+        direct = [rank for rank, head in enumerate(heads) if not head]
+        joined = codec.join([codec.encode(direct)[0], *(head or codec.NOTHING for head in heads)])
+        exchange.post(Message(Kind.GATHERED, joined, readers=len(others)), others)
+    try:
+        direct, *objects = exchange.open(joined, None, 0)
+    except MessageError:
+        for rank, head in enumerate(codec.part(joined)[1:]):  # whose is it?
+            exchange.open(head, None, rank)
+        raise
+    return direct, objects

@@ -62,10 +62,10 @@ class StatelessProcessGroup(TensorsAsObjects):
         self.data_expiration_seconds = limits.data_expiration_seconds
         self.store_timeout = limits.store_timeout
         self._barriers = barriers = Barriers(rank=rank, world_size=world_size)
-        self._mesh = Mesh(links, rank=rank, on_parcel=lambda r, p: barriers.note(r, p.kind, p.number))
+        self._mesh = Mesh(links, rank=rank, on_parcel=barriers.note)
         self._exchange = Exchange(self._mesh, limits)
         for peer, parcel in early:
-            barriers.note(peer, parcel.kind, parcel.number)
+            barriers.note(peer, parcel)
         self._closed = False
         self._finalizer = weakref.finalize(self, self._mesh.leave)
         self._finalizer.atexit = False  # the mesh sees to that itself, and knows why the program ends

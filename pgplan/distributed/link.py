@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pgplan.distributed.incoming import Incoming
@@ -89,24 +90,27 @@ class Link:
 
     def tell(self, kind: int, number: int = 0, content: bytes = b"") -> None:
         """Send a frame of the group's own business; a peer that has gone does not mind."""
-        self._outgoing.send(Message(kind, content), number)
+        self._outgoing.tell(kind, number, content)
 
-    def receive(self) -> list[Parcel]:
-        """Keep the objects that have arrived and return the frames that concern the whole group."""
-        business = []
+    def receive(self, on_business: Callable[[int, Parcel], None]) -> bool:
+        """Keep the objects that have arrived and return whether more may come.
+
+        Args:
+            on_business: Told this peer's rank and every frame that concerns the whole group.
+        """
         for parcel in self._incoming.receive():
             kind = parcel.kind
             if kind < Kind.ARRIVED:
                 self.inbox.put(parcel)
+            elif kind < Kind.CREDIT:
+                on_business(self.rank, parcel)
             elif kind == Kind.CREDIT:
                 self.unread_bytes -= parcel.number
             elif kind == Kind.GOODBYE:
                 self._part(bytes(parcel.head).decode(errors="replace"))
-            else:
-                business.append(parcel)
         if self._incoming.ended and not self.left:
             self.lost = self.lost or self._incoming.ended
-        return business
+        return not (self.left or self.lost)
 
     def _part(self, reason: str) -> None:
         """Note a goodbye: without a reason the peer has left, with one it has failed."""

@@ -31,7 +31,7 @@ class Mesh:
     Args:
         links: The link to each peer, by rank.
         rank: This rank.
-        on_parcel: What is told of every frame that is not an object, with the rank it came from.
+        on_parcel: Told the sender's rank and every frame that concerns the whole group.
     """
 
     def __init__(
@@ -61,15 +61,18 @@ class Mesh:
 
     def pump(self, timeout_s: float) -> None:
         """Take in what arrives, waiting at most ``timeout_s`` for the first of it."""
-        for descriptor, _ in self._epoll.poll(max(0.0, timeout_s)):
+        for descriptor, _ in self._epoll.poll(timeout_s if timeout_s > 0.0 else 0.0):
             link = self._by_descriptor[descriptor]
-            for parcel in link.receive():
-                self._on_parcel(link.rank, parcel)
-            if link.left and link.rank in self._present:
-                self._present = [r for r in self._present if r != link.rank]
-            if link.ended:
-                self._epoll.unregister(descriptor)
-            self.whole = self.whole and not link.left and link.lost is None
+            if not link.receive(self._on_parcel):
+                self._part(link, descriptor)
+
+    def _part(self, link: Link, descriptor: int) -> None:
+        """Do without a peer that has left or is lost."""
+        self.whole = False
+        if link.left and link.rank in self._present:
+            self._present = [r for r in self._present if r != link.rank]
+        if link.ended:
+            self._epoll.unregister(descriptor)
 
     def wait(self, done: Callable[[], bool], *, doing: Callable[[], str], deadline_s: float) -> bool:
         """Pump until ``done()`` or the deadline (on the monotonic clock); return whether it is done.

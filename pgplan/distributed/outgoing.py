@@ -20,7 +20,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pgplan.distributed.wire import Message
+from pgplan.distributed.wire import HEADER, MAGIC, Message
 
 if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
@@ -60,8 +60,11 @@ class Outgoing:
             message: What to send; its buffers may change as soon as this returns.
             number: What the frame's number says; None counts the messages of this kind.
         """
+        if not message.body_bytes:
+            self.tell(message.kind, number, message.head)
+            return
         descriptor = message.descriptor() if self._passes_files and message.suits_file else None
-        body = message.parts() if message.body_bytes and descriptor is None else []
+        body = message.parts() if descriptor is None else []
         with self._lock:
             if self.broken:
                 return
@@ -69,8 +72,30 @@ class Outgoing:
                 number = self._counts[message.kind] = self._counts.get(message.kind, -1) + 1
             prologue = message.prologue(number, in_file=descriptor is not None)
             if self._seal is not None:
-                prologue += self._seal.sign(prologue, message.digest() if message.body_bytes else b"")
+                prologue += self._seal.sign(prologue, message.digest())
             self._write(prologue, message, body, descriptor)
+
+    def tell(self, kind: int, number: int | None, head: bytes) -> None:
+        """Send a message that is all head, as ``send`` does: the way of nearly every frame, kept short."""
+        with self._lock:
+            if self.broken:
+                return
+            if number is None:
+                number = self._counts[kind] = self._counts.get(kind, -1) + 1
+            frame = HEADER.pack(MAGIC, kind, 0, len(head), 0, number, time.monotonic()) + head
+            if self._seal is not None:
+                frame += self._seal.sign(frame, b"")
+            sent = 0
+            if not self._queue:
+                try:
+                    sent = self._socket.send(frame, _NO_SIGNAL)
+                except (BlockingIOError, InterruptedError):
+                    pass
+                except OSError as error:
+                    self._break(error.strerror or "the connection broke")
+                    return
+            if sent < len(frame):
+                self._enqueue(memoryview(frame)[sent:], None)
 
     def _write(
         self, prologue: bytes, message: Message, body: list[bytes | memoryview], descriptor: int | None
@@ -81,10 +106,14 @@ class Outgoing:
             return
         if sent < len(prologue):
             kept = None if descriptor is None or sent else os.dup(descriptor)
-            self._queue.append((memoryview(prologue)[sent:], kept))
+            self._enqueue(memoryview(prologue)[sent:], kept)
         if body and sent < len(prologue) + message.body_bytes:
-            self._queue.append((memoryview(message.frozen())[max(0, sent - len(prologue)) :], None))
-        if self._queue and self._thread is None:
+            self._enqueue(memoryview(message.frozen())[max(0, sent - len(prologue)) :], None)
+
+    def _enqueue(self, data: memoryview, descriptor: int | None) -> None:
+        """Leave what the socket did not take to the thread; the lock is held."""
+        self._queue.append((data, descriptor))
+        if self._thread is None:
             self._thread = threading.Thread(target=self._drain, name="pgplan-writer", daemon=True)
             self._thread.start()
 

@@ -128,14 +128,16 @@ class Rendezvous:
             self._tell("came", sorted(self._came))
         return ""
 
+    def _take(self, rank: int, parcel: Parcel) -> None:
+        """Keep in mind what a member says of the meeting; leave the rest to the group."""
+        if parcel.kind == Kind.RENDEZVOUS:
+            self._note(rank, *codec.decode(parcel.head))
+        else:
+            self.early.append((rank, parcel))
+
     def _hear(self, link: Link) -> None:
         """Take in what a member says."""
-        for parcel in link.receive():
-            if parcel.kind == Kind.RENDEZVOUS:
-                self._note(link.rank, *codec.decode(parcel.head))
-            else:
-                self.early.append((link.rank, parcel))
-        if not (link.lost or link.left):
+        if link.receive(self._take):
             return
         if self._me.rank == 0 and not self._heard["connect"]:
             # It may come again: until the addresses are given out nothing depends on it.

@@ -36,9 +36,10 @@ _MAX_PARTS = 64
 
 
 class Kind:
-    """Name what a frame is for: objects of the user below ARRIVED, the group's own business from there on.
+    """Name what a frame is for.
 
-    Plain integers, as every frame is looked at.
+    Below ARRIVED objects of the user, from there on what concerns the whole group, and from CREDIT on what
+    concerns the connection. Plain integers, as every frame is looked at.
     """
 
     OBJECT = 1
@@ -50,9 +51,9 @@ class Kind:
     ANNOUNCED = 17
     RELEASED = 18
     GAVE_UP = 19
-    CREDIT = 20
-    GOODBYE = 21
-    RENDEZVOUS = 22
+    RENDEZVOUS = 20
+    CREDIT = 21
+    GOODBYE = 22
 
 
 class Parcel(NamedTuple):
