@@ -73,6 +73,18 @@ class Config:
         value = self.get(*keys)
         return 0 if value == 0 and not isinstance(value, bool) else self.optional_size(*keys) or 0
 
+    def number(self, key: str, *, default: float = 0.0) -> float:
+        """Read a number of at least 0."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise ModelError(
+                f"{key} must be a number of at least 0, got {shown(value)} in {self.where}; "
+                f"take it from the model's own config.json"
+            )
+        return float(value)
+
     def flag(self, key: str, *, default: bool = False) -> bool:
         """Read true or false."""
         value = self.get(key)

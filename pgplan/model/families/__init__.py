@@ -16,6 +16,7 @@ from pgplan.model.families import (
     llama,
     llama4,
     mamba,
+    mimo,
     mla,
     moe,
     multimodal,
@@ -24,6 +25,7 @@ from pgplan.model.families import (
     olmo,
     phi,
     qwen_hybrid,
+    step,
 )
 from pgplan.model.spec import ModelSpec
 
@@ -53,6 +55,7 @@ BUILDERS: Mapping[str, Builder] = {
     "Lfm2MoeForCausalLM": linear.build_lfm2_moe,
     "Llama4ForConditionalGeneration": llama4.build_llama4,
     "LlamaForCausalLM": llama.build_llama,
+    "MiMoV2FlashForCausalLM": mimo.build_mimo_v2,
     "MiniCPM3ForCausalLM": mla.build_minicpm3,
     "MiniCPMForCausalLM": llama.build_minicpm,
     "MiniMaxForCausalLM": linear.build_minimax,
@@ -80,6 +83,8 @@ BUILDERS: Mapping[str, Builder] = {
     "Qwen3_5ForConditionalGeneration": qwen_hybrid.build_qwen3_5_multimodal,
     "Qwen3_5MoeForCausalLM": qwen_hybrid.build_qwen3_5_moe,
     "Qwen3_5MoeForConditionalGeneration": qwen_hybrid.build_qwen3_5_moe_multimodal,
+    "Step3p5ForCausalLM": step.build_step,
+    "Step3p7ForConditionalGeneration": step.build_step_multimodal,
 }
 
 # Other spellings of an architecture: older checkpoints, and files without "architectures" (by model_type).
@@ -87,9 +92,11 @@ ALIASES: Mapping[str, str] = {
     "ChatGLMForConditionalGeneration": "ChatGLMModel",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "Llama3ForCausalLM": "LlamaForCausalLM",
+    "MiMoV2ForCausalLM": "MiMoV2FlashForCausalLM",
     "MiniMaxM1ForCausalLM": "MiniMaxForCausalLM",
     "MiniMaxText01ForCausalLM": "MiniMaxForCausalLM",
     "PhimoeForCausalLM": "PhiMoEForCausalLM",
+    "Step3p7FlashForCausalLM": "Step3p7ForConditionalGeneration",
     "baichuan": "BaichuanForCausalLM",
     "bamba": "BambaForCausalLM",
     "chatglm": "ChatGLMModel",
@@ -114,6 +121,7 @@ ALIASES: Mapping[str, str] = {
     "lfm2_moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForConditionalGeneration",
+    "mimo_v2_flash": "MiMoV2FlashForCausalLM",
     "minicpm": "MiniCPMForCausalLM",
     "minicpm3": "MiniCPM3ForCausalLM",
     "minimax": "MiniMaxForCausalLM",
@@ -143,4 +151,6 @@ ALIASES: Mapping[str, str] = {
     "qwen3_next": "Qwen3NextForCausalLM",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "step3p5": "Step3p5ForCausalLM",
+    "step3p7": "Step3p7ForConditionalGeneration",
 }

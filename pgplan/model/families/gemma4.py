@@ -22,7 +22,8 @@ from pgplan.model.families.blocks import (
     norm,
 )
 from pgplan.model.families.moe import experts_per_token
-from pgplan.model.families.towers import gemma4_tower, tower_notes
+from pgplan.model.families.towers import tower_notes
+from pgplan.model.families.towers_recent import gemma4_tower
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
 _DEFAULTS = {

@@ -47,3 +47,25 @@ def read_layer_types(
             f"correct num_hidden_layers or {key}"
         )
     return tuple(names[str(kind)] for kind in types)
+
+
+def read_layer_flags(config: Config, key: str, *, default: Callable[[int], bool]) -> tuple[bool, ...]:
+    """Return for each layer whether it is what a list of zeros and ones, or of true and false, marks.
+
+    Args:
+        config: The language model's configuration.
+        key: Where the list stands.
+        default: The architecture's own pattern by layer index, for files without the list.
+
+    Raises:
+        ModelError: If the list is not as long as the model is deep, or holds something else.
+    """
+    given = config.items(key)
+    if given is None:
+        return tuple(default(index) for index in range(config.num_layers))
+    if len(given) != config.num_layers or any(flag not in (0, 1) for flag in given):
+        raise ModelError(
+            f"{key} must mark each of {config.num_layers} layers with 0 or 1, got {shown(list(given))} in "
+            f"{config.where}; correct num_hidden_layers or {key}"
+        )
+    return tuple(bool(flag) for flag in given)

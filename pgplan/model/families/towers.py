@@ -1,5 +1,7 @@
 """Vision towers: what stands before the decoder of a multimodal model.
 
+Those of Gemma 4 and Step 3.7 are in ``towers_recent.py``.
+
 Equal encoder layers are ``copies`` of one weight. Engines keep towers whole, on the first stage.
 """
 
@@ -55,16 +57,6 @@ _LLAMA4 = {
     "projector_input_dim": 4096,
     "projector_output_dim": 4096,
 }
-_GEMMA4 = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 12,
-    "head_dim": 64,
-    "patch_size": 16,
-    "position_embedding_size": 10240,
-}
 
 
 def tower_notes(config: Config) -> tuple[str, ...]:
@@ -74,21 +66,22 @@ def tower_notes(config: Config) -> tuple[str, ...]:
     return ("the configuration has no vision_config: the vision tower has the sizes of its class",)
 
 
-def _vision(config: Config, defaults: Mapping[str, object]) -> Config:
+def read_vision(config: Config, defaults: Mapping[str, object]) -> Config:
+    """Return ``vision_config`` with the values of its class for what it leaves out."""
     vision = config.section("vision_config") or Config({}, f"vision_config of {config.where}")
     return vision.with_defaults(defaults)
 
 
 def siglip_tower(config: Config) -> tuple[Weight, ...]:
     """Write a SigLIP vision transformer, as transformers' ``SiglipVisionModel`` builds it."""
-    vision = _vision(config, _SIGLIP)
+    vision = read_vision(config, _SIGLIP)
     size, inner = vision.size("hidden_size"), vision.size("intermediate_size")
     patch, colours = vision.size("patch_size"), vision.size("num_channels")
     patches, root = (vision.size("image_size") // patch) ** 2, "vision_tower.vision_model"
     weights = (
         matrix(f"{root}.embeddings.patch_embedding", "tower", size, colours * patch**2, bias=True),
         matrix(f"{root}.embeddings.position_embedding", "tower", patches, size),
-        *_encoder(
+        *encoder(
             f"{root}.encoder.layers",
             size=size,
             inner=inner,
@@ -117,7 +110,7 @@ def siglip_tower(config: Config) -> tuple[Weight, ...]:
 
 def qwen3_vl_tower(config: Config) -> tuple[Weight, ...]:
     """Write Qwen3-VL's vision transformer with its mergers, one of them after some inner layers each."""
-    vision = _vision(config, _QWEN3_VL)
+    vision = read_vision(config, _QWEN3_VL)
     size, patch = vision.size("hidden_size"), vision.size("patch_size")
     pixels = vision.size("in_channels") * vision.size("temporal_patch_size") * patch**2
     merged, out = size * vision.size("spatial_merge_size") ** 2, vision.size("out_hidden_size")
@@ -125,7 +118,7 @@ def qwen3_vl_tower(config: Config) -> tuple[Weight, ...]:
     return (
         matrix(f"{root}.patch_embed.proj", "tower", size, pixels, bias=True),
         matrix(f"{root}.pos_embed", "tower", vision.size("num_position_embeddings"), size),
-        *_encoder(
+        *encoder(
             f"{root}.blocks",
             size=size,
             inner=vision.size("intermediate_size"),
@@ -152,7 +145,7 @@ def _merger(root: str, *, norm_size: int, merged: int, out: int, copies: int = 1
 
 def moonvit_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
     """Write Kimi K2.5's MoonViT and its projector to ``hidden`` features of the decoder."""
-    vision = _vision(config, _MOONVIT)
+    vision = read_vision(config, _MOONVIT)
     size, patch, root = vision.size("vt_hidden_size"), vision.size("patch_size"), "vision_tower"
     positions = vision.size("init_pos_emb_height") * vision.size("init_pos_emb_width")
     # merge_kernel_size: 2 x 2 patches become one token.
@@ -160,7 +153,7 @@ def moonvit_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
     return (
         matrix(f"{root}.patch_embed.proj", "tower", size, 3 * patch**2, bias=True),
         matrix(f"{root}.patch_embed.pos_emb", "tower", positions, size),
-        *_encoder(
+        *encoder(
             f"{root}.encoder.blocks",
             size=size,
             inner=vision.size("vt_intermediate_size"),
@@ -177,54 +170,9 @@ def moonvit_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
     )
 
 
-def gemma4_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
-    """Write Gemma 4's vision transformer, a small Gemma of its own, and its projector to ``hidden``."""
-    vision = _vision(config, _GEMMA4)
-    size, inner, layers = (
-        vision.size("hidden_size"),
-        vision.size("intermediate_size"),
-        vision.size("num_hidden_layers"),
-    )
-    heads, kv, dim = (
-        vision.size("num_attention_heads"),
-        vision.size("num_key_value_heads"),
-        vision.size("head_dim"),
-    )
-    root, patch = "model.vision_tower", vision.size("patch_size")
-    inside = f"{root}.encoder.layers"
-
-    def linear(name: str, rows: int, cols: int, shard: Shard, units: int = 0) -> Weight:
-        return matrix(f"{inside}.{name}", "tower", rows, cols, shard=shard, units=units, copies=layers)
-
-    return (
-        matrix(f"{root}.patch_embedder.input_proj", "tower", size, 3 * patch**2),
-        # One table for rows and one for columns.
-        matrix(
-            f"{root}.patch_embedder.position_embedding_table",
-            "tower",
-            2 * vision.size("position_embedding_size"),
-            size,
-        ),
-        linear("self_attn.q_proj", heads * dim, size, "column", heads),
-        linear("self_attn.k_proj", kv * dim, size, "column", kv),
-        linear("self_attn.v_proj", kv * dim, size, "column", kv),
-        linear("self_attn.o_proj", size, heads * dim, "row", heads),
-        linear("self_attn.q_norm", dim, 1, "replicated"),
-        linear("self_attn.k_norm", dim, 1, "replicated"),
-        linear("mlp.gate_proj", inner, size, "column"),
-        linear("mlp.up_proj", inner, size, "column"),
-        linear("mlp.down_proj", size, inner, "row"),
-        *(
-            linear(f"{name}_layernorm", size, 1, "replicated")
-            for name in ("input", "post_attention", "pre_feedforward", "post_feedforward")
-        ),
-        matrix("model.embed_vision.embedding_projection", "tower", hidden, size),
-    )
-
-
 def llama4_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
     """Write Llama 4's vision transformer and its projector to ``hidden`` features of the decoder."""
-    vision = _vision(config, _LLAMA4)
+    vision = read_vision(config, _LLAMA4)
     size, inner = vision.size("hidden_size"), vision.size("intermediate_size")
     patch, root = vision.size("patch_size"), "vision_model"
     patches = (vision.size("image_size") // patch) ** 2 + 1
@@ -235,7 +183,7 @@ def llama4_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
         matrix(f"{root}.positional_embedding_vlm", "tower", patches, size),
         norm(f"{root}.layernorm_pre", size, part="tower", bias=True),
         norm(f"{root}.layernorm_post", size, part="tower", bias=True),
-        *_encoder(
+        *encoder(
             f"{root}.model.layers",
             size=size,
             inner=inner,
@@ -251,7 +199,7 @@ def llama4_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
     )
 
 
-def _encoder(
+def encoder(
     inside: str,
     *,
     size: int,
