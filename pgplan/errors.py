@@ -4,6 +4,7 @@
     ├── PlanError (ValueError)                 bad input: one line with rule, value and mend; exit code 2
     │   ├── ModelError                         a model or its configuration
     │   ├── HardwareError                      a GPU, a cluster, a link
+    │   │   └── CalibrationError               a calibration, or a point that it does not cover
     │   ├── WorkloadError                      lengths, concurrency, dtypes
     │   ├── SplitError                         a split, an override, a pin, a forbidden cut
     │   ├── EngineError                        an engine, its version, what it cannot express
@@ -45,6 +46,10 @@ class ModelError(PlanError):
 
 class HardwareError(PlanError):
     """Report a GPU, a cluster or a link that is unknown or contradicts itself."""
+
+
+class CalibrationError(HardwareError):
+    """Report a calibration that cannot be read or used, or a point that it does not cover."""
 
 
 class WorkloadError(PlanError):

@@ -1,17 +1,24 @@
-"""What a device achieves, as against what its data sheet says.
+"""What a device achieves, as against what its data sheet says, and how long it takes for a piece of work.
 
-The shares below were read off H200s (plain torch 2.11, one Llama-3.1-70B layer, CUDA events) and are used
-for every device on top of its own ``matmul_reach`` and ``stream_reach``: they tell how far a layer stays
-below one large matrix product and one large copy, which depends on the kernels more than on the device.
-Times made from them carry the tier ``roofline``.
+The shares of the roofline were read off H200s (plain torch 2.11, one Llama-3.1-70B layer, CUDA events) and
+are used for every device on top of its own ``matmul_reach`` and ``stream_reach``: they tell how far a layer
+stays below one large matrix product and one large copy, which depends on the kernels more than on the
+device. A calibration replaces them by what was fitted to layers measured on the device itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from pgplan.hardware import GPU
+from pgplan.hardware.calibration import Efficiencies
 from pgplan.model.spec import ModelSpec
+
+Tier = Literal["roofline", "calibrated", "measured"]
+# The classes of operations and of streams, as ``Efficiencies`` names them.
+Computing = Literal["product", "experts", "attention", "latent"]
+Streaming = Literal["weights", "expert_weights", "cache", "latent_cache", "copy"]
 
 # How far stage times may be off, as a fraction. Dense layers were measured on H200s within a quarter. Stages
 # of routed experts and latent attention took up to 2.8 times the roofline there (plain torch 2.11, 4 layers
@@ -34,44 +41,112 @@ _KERNEL_S = 2.5e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Describe something to be done: bounded by its operations or by its bytes, whichever takes longer.
+
+    Args:
+        part: Which line of the plan it counts under.
+        operations: Floating-point operations, of the class ``computing`` and with operands of ``compute``.
+        moved_bytes: Bytes through memory, of the class ``streaming``.
+        kernels: Kernels whose shortest time adds to that.
+        eager: Whether the host launches those kernels one by one; else they are in a CUDA graph.
+    """
+
+    part: str
+    operations: float = 0.0
+    computing: Computing = "product"
+    compute: str = "bf16"
+    moved_bytes: float = 0.0
+    streaming: Streaming = "weights"
+    kernels: int = 0
+    eager: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Hold what one device achieves.
 
     Args:
         gpu: The device.
-        weight_stream: Bytes per second while reading weights.
-        kv_stream: Bytes per second while reading the KV cache.
-        copy_stream: Bytes per second of element-wise kernels.
-        kernel_s: The shortest time of a kernel.
+        shares: Shares of its data sheet; every class has one.
+        fitted: The classes that were fitted to measurements on the device.
     """
 
     gpu: GPU
-    weight_stream: float
-    kv_stream: float
-    copy_stream: float
-    kernel_s: float
+    shares: Efficiencies
+    fitted: frozenset[str] = frozenset()
 
     @classmethod
     def roofline(cls, gpu: GPU) -> Rates:
         """Take the data sheet at the shares that layers reach."""
-        copy = gpu.bandwidth * gpu.stream_reach
+        product = gpu.matmul_reach * _SUSTAINED_MATMUL
+        weights = gpu.stream_reach * _WEIGHTS_OF_COPY
+        # Never above the data sheet, which a device with a high copy rate would reach otherwise.
+        cache = min(gpu.stream_reach * _KV_OF_COPY, 1.0)
         return cls(
             gpu=gpu,
-            weight_stream=copy * _WEIGHTS_OF_COPY,
-            # Never above the data sheet, which a device with a high copy rate would reach otherwise.
-            kv_stream=min(copy * _KV_OF_COPY, gpu.bandwidth),
-            copy_stream=copy,
-            kernel_s=_KERNEL_S,
+            shares=Efficiencies(
+                product=product,
+                experts=product * _GROUPED_OF_MATMUL,
+                attention=product * _ATTENTION_OF_MATMUL,
+                latent=product * _ATTENTION_OF_MATMUL,
+                weights=weights,
+                expert_weights=weights,
+                cache=cache,
+                latent_cache=cache,
+                copy=gpu.stream_reach,
+                graph_kernel_s=_KERNEL_S,
+                eager_kernel_s=_KERNEL_S,
+            ),
         )
 
-    def matmul(self, compute: str, *, grouped: bool = False) -> float:
-        """Return the sustained rate of matrix products with ``compute`` operands, operations per second."""
-        rate = self.gpu.matmul_rate(compute) * self.gpu.matmul_reach * _SUSTAINED_MATMUL
-        return rate * (_GROUPED_OF_MATMUL if grouped else 1.0)
+    @classmethod
+    def calibrated(cls, gpu: GPU, found: Efficiencies) -> Rates:
+        """Take what was fitted to measurements; classes that they do not show stay at the roofline."""
+        shares = {field.name: getattr(found, field.name) for field in fields(found)}
+        usual = cls.roofline(gpu).shares
+        return cls(
+            gpu=gpu,
+            shares=Efficiencies(
+                **{name: getattr(usual, name) if share is None else share for name, share in shares.items()}
+            ),
+            fitted=frozenset(name for name, share in shares.items() if share is not None),
+        )
 
-    def attention(self, compute: str) -> float:
-        """Return the sustained rate of fused attention, operations per second."""
-        return self.matmul(compute) * _ATTENTION_OF_MATMUL
+    def seconds(self, work: Work) -> float:
+        """Return how long a piece of work takes."""
+        computing = streaming = 0.0
+        if work.operations:
+            computing = work.operations / self.compute_rate(work.computing, work.compute)
+        if work.moved_bytes:
+            streaming = work.moved_bytes / self.stream_rate(work.streaming)
+        return max(computing, streaming) + (
+            work.kernels * self.kernel_s(eager=work.eager) if work.kernels else 0
+        )
+
+    def bound(self, work: Work) -> str:
+        """Name the class that decides how long it takes."""
+        computing = work.operations / self.compute_rate(work.computing, work.compute)
+        streaming = work.moved_bytes / self.stream_rate(work.streaming)
+        if max(computing, streaming) < work.kernels * self.kernel_s(eager=work.eager):
+            return "eager_kernel_s" if work.eager else "graph_kernel_s"
+        return work.computing if computing > streaming else work.streaming
+
+    def compute_rate(self, computing: Computing, compute: str) -> float:
+        """Return the sustained rate of a class with ``compute`` operands, operations per second."""
+        share: float = getattr(self.shares, computing)
+        return share * self.gpu.matmul_rate(compute)
+
+    def stream_rate(self, streaming: Streaming) -> float:
+        """Return the bytes per second of a class."""
+        share: float = getattr(self.shares, streaming)
+        return share * self.gpu.bandwidth
+
+    def kernel_s(self, *, eager: bool) -> float:
+        """Return the shortest time of a kernel."""
+        shares = self.shares
+        seconds = shares.eager_kernel_s if eager else shares.graph_kernel_s
+        return seconds or 0.0
 
 
 def roofline_error(model: ModelSpec) -> float:

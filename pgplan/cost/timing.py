@@ -1,7 +1,8 @@
-"""How long a layer, the head and the embedding take on one rank, by roofline.
+"""What a layer, the head and the embedding do on one rank, and how long that takes at given rates.
 
 Every product is bounded by its arithmetic and by the bytes it moves, whichever takes longer; attention,
-element-wise work and the shortest time of a kernel add to that.
+element-wise work and the shortest time of a kernel add to that. The work follows from model and batch
+alone, so efficiencies can be fitted to measured times of it.
 
 Glossary
     n      tokens in the microbatch on their way through the layer (prefill: a chunk; decode: one per request)
@@ -11,13 +12,14 @@ Glossary
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pgplan.cost.rates import Rates
+from pgplan.cost.rates import Rates, Work
 from pgplan.cost.sharding import rank_bytes, rank_shape
 from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Weight
 
 Parts = tuple[tuple[str, float], ...]
+EMBEDDING, HEAD = "embedding", "head and sampler"
 
 # Kernels of a decoder layer as engines fuse it: two norms, four products, rotary, cache write, attention,
 # activation; a router adds top-k, sorting and the gather, MLA its two extra projections and norms.
@@ -51,21 +53,42 @@ class Batch:
 
 def layer_time(model: ModelSpec, layer: LayerSpec, batch: Batch, rates: Rates, *, tp_size: int) -> Parts:
     """Return the seconds that one layer takes on one rank, by part, without communication."""
-    matmul = sum(
-        matmul_s(weight, layer, batch, rates, tp_size=tp_size) for weight in layer.weights if weight.is_matrix
-    )
-    attention = _attention_s(layer.attention, batch, rates, tp_size=tp_size) if layer.attention else 0.0
+    return by_part(layer_work(model, layer, batch, tp_size=tp_size), rates)
+
+
+def by_part(work: tuple[Work, ...], rates: Rates) -> Parts:
+    """Sum the seconds of work up, part by part."""
+    totals: dict[str, float] = {}
+    for item in work:
+        totals[item.part] = totals.get(item.part, 0.0) + rates.seconds(item)
+    return tuple(totals.items())
+
+
+def layer_work(model: ModelSpec, layer: LayerSpec, batch: Batch, *, tp_size: int) -> tuple[Work, ...]:
+    """Return what one layer does on one rank, without communication."""
+    work = [
+        product_work(weight, layer, batch, tp_size=tp_size) for weight in layer.weights if weight.is_matrix
+    ]
     kernels = _KERNELS_DENSE + (_KERNELS_ROUTER if layer.num_experts else 0)
-    if layer.attention is not None and layer.attention.kind == "mla":
-        kernels += _KERNELS_MLA
-    elementwise = (
-        kernels * rates.kernel_s + _elementwise_bytes(model, layer, batch, tp_size) / rates.copy_stream
+    if layer.attention is not None:
+        work.append(_attention_work(layer.attention, batch, tp_size=tp_size))
+        kernels += _KERNELS_MLA if layer.attention.kind == "mla" else 0
+    work.append(
+        Work(
+            part="element-wise",
+            moved_bytes=_elementwise_bytes(model, layer, batch, tp_size),
+            streaming="copy",
+            kernels=kernels,
+            eager=not batch.decode,
+        )
     )
-    return (("matmul", matmul), ("attention", attention), ("element-wise", elementwise))
+    return tuple(work)
 
 
-def matmul_s(weight: Weight, layer: LayerSpec, batch: Batch, rates: Rates, *, tp_size: int) -> float:
-    """Return the seconds of the product with one weight (all experts that the batch visits)."""
+def product_work(
+    weight: Weight, layer: LayerSpec, batch: Batch, *, tp_size: int, part: str = "matmul"
+) -> Work:
+    """Return the product with one weight (all experts that the batch visits)."""
     rows, cols = rank_shape(weight, tp_size=tp_size)
     all_bytes = rank_bytes(weight, tp_size=tp_size)
     tokens: float = batch.tokens
@@ -74,10 +97,14 @@ def matmul_s(weight: Weight, layer: LayerSpec, batch: Batch, rates: Rates, *, tp
     if routed:
         tokens = batch.tokens * layer.experts_per_token
         touched = experts_touched(layer, batch.tokens) / weight.copies
-    operations = 2.0 * tokens * rows * cols
-    moved = touched * all_bytes + tokens * (rows + cols) * batch.element_bytes
-    rate = rates.matmul(weight.storage.compute, grouped=routed)
-    return max(operations / rate, moved / rates.weight_stream)
+    return Work(
+        part=part,
+        operations=2.0 * tokens * rows * cols,
+        computing="experts" if routed else "product",
+        compute=weight.storage.compute,
+        moved_bytes=touched * all_bytes + tokens * (rows + cols) * batch.element_bytes,
+        streaming="expert_weights" if routed else "weights",
+    )
 
 
 def experts_touched(layer: LayerSpec, tokens: int) -> float:
@@ -93,27 +120,27 @@ def experts_touched(layer: LayerSpec, tokens: int) -> float:
     return experts * (1.0 - (1.0 - layer.experts_per_token / experts) ** tokens) if experts else 0.0
 
 
-def head_time(model: ModelSpec, rows: int, batch: Batch, rates: Rates, *, tp_size: int) -> float:
-    """Return the seconds of final norm, head and sampler over ``rows`` sampled tokens."""
+def head_work(model: ModelSpec, rows: int, batch: Batch, *, tp_size: int) -> tuple[Work, ...]:
+    """Return final norm, head and sampler over ``rows`` sampled tokens."""
     head = LayerSpec(attention=None, weights=(model.head,))
-    sampled = Batch(
-        tokens=rows,
-        sequences=rows,
-        context=0,
-        cached=0,
-        decode=True,
-        element_bytes=batch.element_bytes,
-        kv_element_bytes=batch.kv_element_bytes,
+    sampled = replace(batch, tokens=rows, sequences=rows, context=0, cached=0, decode=True)
+    return (
+        product_work(model.head, head, sampled, tp_size=tp_size, part=HEAD),
+        # The sampler reads and writes the fp32 logits a few times: cast, arg-max or top-p, gather.
+        Work(
+            part=HEAD,
+            moved_bytes=rows * model.vocab_size * 16,
+            streaming="copy",
+            kernels=6,
+            eager=not batch.decode,
+        ),
     )
-    product = matmul_s(model.head, head, sampled, rates, tp_size=tp_size)
-    # The sampler reads and writes the fp32 logits a few times: cast, arg-max or top-p, gather.
-    sampler = rows * model.vocab_size * 16 / rates.copy_stream
-    return product + sampler + 6 * rates.kernel_s
 
 
-def embedding_time(model: ModelSpec, batch: Batch, rates: Rates) -> float:
-    """Return the seconds of looking up the embedding of the batch's tokens."""
-    return rates.kernel_s + 2 * batch.tokens * model.hidden_size * batch.element_bytes / rates.copy_stream
+def embedding_work(model: ModelSpec, batch: Batch) -> tuple[Work, ...]:
+    """Return the look-up of the embedding of the batch's tokens."""
+    moved = 2 * batch.tokens * model.hidden_size * batch.element_bytes
+    return (Work(part=EMBEDDING, moved_bytes=moved, streaming="copy", kernels=1, eager=not batch.decode),)
 
 
 def attention_operations(spec: AttentionSpec, *, tokens: float, context: float, tp_size: int = 1) -> float:
@@ -122,16 +149,23 @@ def attention_operations(spec: AttentionSpec, *, tokens: float, context: float, 
     return 2.0 * tokens * context * heads * (spec.head_dim + spec.v_head_dim)
 
 
-def _attention_s(spec: AttentionSpec, batch: Batch, rates: Rates, *, tp_size: int) -> float:
+def _attention_work(spec: AttentionSpec, batch: Batch, *, tp_size: int) -> Work:
     context = min(batch.context, spec.window) if spec.window else batch.context
     cached = min(batch.cached, spec.window) if spec.window else batch.cached
     kv_bytes = batch.sequences * cached * spec.kv_elements_per_token(tp_size=tp_size) * batch.kv_element_bytes
     operations = attention_operations(spec, tokens=batch.tokens, context=context, tp_size=tp_size)
-    if spec.kind == "mla" and batch.decode:
+    latent = spec.kind == "mla" and batch.decode
+    if latent:
         # Decode attends in the latent space: every head against the same compressed keys and values.
-        latent = 2 * spec.kv_lora_rank + spec.rope_dim
-        operations = 2.0 * batch.tokens * context * spec.q_heads / tp_size * latent
-    return max(operations / rates.attention("bf16"), kv_bytes / rates.kv_stream)
+        width = 2 * spec.kv_lora_rank + spec.rope_dim
+        operations = 2.0 * batch.tokens * context * spec.q_heads / tp_size * width
+    return Work(
+        part="attention",
+        operations=operations,
+        computing="latent" if latent else "attention",
+        moved_bytes=kv_bytes,
+        streaming="latent_cache" if latent else "cache",
+    )
 
 
 def _elementwise_bytes(model: ModelSpec, layer: LayerSpec, batch: Batch, tp_size: int) -> float:

@@ -50,7 +50,11 @@ def _mends(costing: Costing, split: tuple[int, ...]) -> Iterator[str]:
 def _fits(costing: Costing, *, workload: Workload | None = None, cluster: Cluster | None = None) -> bool:
     try:
         changed = Costing(
-            costing.model, cluster or costing.cluster, workload or costing.workload, costing.engine
+            costing.model,
+            cluster or costing.cluster,
+            workload or costing.workload,
+            costing.engine,
+            calibration=costing.calibration,
         )
     except PgplanError:
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pgplan.engines import Engine, find_engine
 from pgplan.errors import PlanError
-from pgplan.hardware import Cluster
+from pgplan.hardware import Calibration, Cluster, find_calibration
 from pgplan.model import load_model
 from pgplan.model.spec import ModelSpec
 from pgplan.planning.advising import advise
@@ -28,6 +28,8 @@ def plan(
     engine: str | Engine = "vllm",
     split: str | Sequence[int | None] = "auto",
     objective: Objective = "decode",
+    calibration: Calibration | str | Path | None = None,
+    with_advice: bool = True,
 ) -> Plan:
     """Split a model over a cluster and say what every stage holds and how long it takes.
 
@@ -39,6 +41,10 @@ def plan(
         split: ``"auto"`` (the best for ``objective``), ``"default"`` (the engine's own rule), layer counts,
             or counts with ``*`` (``None``) where the best is to be found.
         objective: ``"kv"``, ``"decode"``, ``"prefill"``, ``"memory"`` or ``"balanced"``.
+        calibration: What was measured on such a GPU: what ``calibrate`` returned, the file it was saved
+            in, or the name of a GPU for the one that ships with pgplan. ``None``: times by roofline.
+        with_advice: Whether a plan that does not fit shall say what would; each idea is planned, which can
+            take long (``advised`` adds it later).
 
     Returns:
         The plan, also when it does not fit: then ``fits`` is false and ``problems`` says what is short.
@@ -54,14 +60,24 @@ def plan(
     if objective not in OBJECTIVES:
         raise PlanError(f"objective {objective!r} is not known; give one of {', '.join(OBJECTIVES)}")
     spec = model if isinstance(model, ModelSpec) else load_model(model)
-    costing = Costing(spec, cluster, workload or Workload(), find_engine(engine))
+    if isinstance(calibration, (str, Path)):
+        calibration = find_calibration(calibration)
+    costing = Costing(spec, cluster, workload or Workload(), find_engine(engine), calibration=calibration)
     given = _given_split(costing, split)
     if given is not None and None not in given:
         counts = tuple(count for count in given if count is not None)
-        return _with_advice(costing, evaluate(costing, counts))
+        result = evaluate(costing, counts)
+        return _with_advice(costing, result) if with_advice else result
     choice = choose_split(costing, objective, pins=given)
     notes = () if choice.proven else ("beyond the slowest stage, the order of the others is not proven best",)
-    return _with_advice(costing, evaluate(costing, choice.split, objective=objective, notes=notes))
+    result = evaluate(costing, choice.split, objective=objective, notes=notes)
+    return _with_advice(costing, result) if with_advice else result
+
+
+def advised(plan: Plan) -> Plan:
+    """Return a plan that was made without advice with it: what would fit where it does not."""
+    engine = find_engine(plan.engine)
+    return _with_advice(Costing(plan.model, plan.cluster, plan.workload, engine), plan)
 
 
 def _given_split(costing: Costing, split: str | Sequence[int | None]) -> tuple[int | None, ...] | None:

@@ -19,7 +19,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pgplan.planning.costing import Costing, PhaseTimes
+from pgplan.planning.costing import Costing
+from pgplan.planning.phases import PhaseTimes
 from pgplan.planning.record import Objective, split_ranges
 from pgplan.split import SplitInfeasibleError, SplitProblem, minimise_max
 

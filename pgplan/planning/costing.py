@@ -8,45 +8,21 @@ at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
 
 from pgplan.cost import memory as sizes
-from pgplan.cost.communication import all_reduce_s, handoff_bytes, handoff_s
-from pgplan.cost.rates import Rates
+from pgplan.cost.pricing import TIERS, Price, weakest
+from pgplan.cost.rates import Tier
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes
-from pgplan.cost.timing import Batch, Parts, embedding_time, head_time, layer_time
+from pgplan.cost.timing import Batch, Parts
 from pgplan.engines import Engine, StageMemory
-from pgplan.hardware import GPU, Cluster
+from pgplan.hardware import Calibration, Cluster
 from pgplan.model.spec import ModelSpec
+from pgplan.planning.phases import PhaseTimes, make_phase, pricers_for, sums
 from pgplan.split import check_stage_count
 from pgplan.workload import Workload
 
-_Number = TypeVar("_Number", int, float)
-
 _ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseTimes:
-    """Hold the times of one phase (prefill or decode) for one microbatch.
-
-    Args:
-        batch: The microbatch.
-        layer_parts: Per device and kind of layer, where its seconds go.
-        layer_sums: Per device, seconds of the layers before an index.
-        first_s: Per device, seconds of the embedding.
-        last_s: Per device, seconds of final norm, head and sampler.
-        handoff_s: Per stage, seconds of the hand-off to the next; 0 for the last.
-    """
-
-    batch: Batch
-    layer_parts: dict[GPU, tuple[Parts, ...]]
-    layer_sums: dict[GPU, list[float]]
-    first_s: dict[GPU, float]
-    last_s: dict[GPU, float]
-    handoff_s: tuple[float, ...]
 
 
 class Costing:
@@ -57,7 +33,15 @@ class Costing:
             architecture or dtype that the engine refuses, a context that is too long).
     """
 
-    def __init__(self, model: ModelSpec, cluster: Cluster, workload: Workload, engine: Engine) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        cluster: Cluster,
+        workload: Workload,
+        engine: Engine,
+        *,
+        calibration: Calibration | None = None,
+    ) -> None:
         check_stage_count(model.num_layers, cluster.pp_size)
         check_tp_size(model, tp_size=cluster.tp_size)
         engine.check(model, cluster, workload)
@@ -67,6 +51,8 @@ class Costing:
         self.placement = engine.placement(model, pp_size=cluster.pp_size)
         self.element_bytes = _ELEMENT_BYTES[model.dtype]
         self._prepare_memory()
+        self.calibration = calibration
+        self.pricers = pricers_for(model, cluster, calibration)
         self._times: dict[tuple[bool, int], PhaseTimes] = {}
 
     # --- memory ---------------------------------------------------------------------------------------
@@ -78,8 +64,8 @@ class Costing:
             + self.engine.derived_bytes(kind, tp_size=tp_size, element_bytes=self.element_bytes)
             for kind in model.kinds
         ]
-        self._layer_sums = _sums(kind_bytes, model.pattern)
-        self._parameter_sums = _sums([kind.parameters for kind in model.kinds], model.pattern)
+        self._layer_sums = sums(kind_bytes, model.pattern)
+        self._parameter_sums = sums([kind.parameters for kind in model.kinds], model.pattern)
         self._kind_counts = [
             list(accumulate((index == kind for index in model.pattern), initial=0))
             for kind in range(len(model.kinds))
@@ -206,47 +192,8 @@ class Costing:
                 element_bytes=self.element_bytes,
                 kv_element_bytes=self.settings.kv_element_bytes,
             )
-            self._times[key] = self._make_phase(batch)
+            self._times[key] = make_phase(self.model, self.cluster, self.pricers, batch)
         return self._times[key]
-
-    def _make_phase(self, batch: Batch) -> PhaseTimes:
-        model, tp_size, cluster = self.model, self.cluster.tp_size, self.cluster
-        parts: dict[GPU, tuple[Parts, ...]] = {}
-        first: dict[GPU, float] = {}
-        last: dict[GPU, float] = {}
-        message = batch.tokens * model.hidden_size * self.element_bytes
-        for gpu in dict.fromkeys(cluster.gpus):
-            rates = Rates.roofline(gpu)
-            # Attention and MLP each end in an all-reduce.
-            reduced = 2 * all_reduce_s(message, gpu=gpu, tp_size=tp_size)
-            parts[gpu] = tuple(
-                tuple(
-                    (part, _exact_s(seconds))
-                    for part, seconds in (
-                        *layer_time(model, kind, batch, rates, tp_size=tp_size),
-                        ("all-reduce", reduced),
-                    )
-                )
-                for kind in model.kinds
-            )
-            first[gpu] = _exact_s(embedding_time(model, batch, rates))
-            last[gpu] = _exact_s(head_time(model, batch.sequences, batch, rates, tp_size=tp_size))
-        sent = handoff_bytes(model, tokens=batch.tokens, tp_size=tp_size, element_bytes=self.element_bytes)
-        hops = tuple(
-            _exact_s(handoff_s(sent, cluster.stage_link(stage), gpu=cluster.gpus[stage + 1], tp_size=tp_size))
-            for stage in range(cluster.pp_size - 1)
-        )
-        return PhaseTimes(
-            batch=batch,
-            layer_parts=parts,
-            layer_sums={
-                gpu: _sums([sum(seconds for _, seconds in kind) for kind in kinds], model.pattern)
-                for gpu, kinds in parts.items()
-            },
-            first_s=first,
-            last_s=last,
-            handoff_s=(*hops, 0.0),
-        )
 
     def stage_s(self, times: PhaseTimes, stage: int, start: int, stop: int) -> float:
         """Return the compute seconds of a range on a stage for one microbatch."""
@@ -254,24 +201,38 @@ class Costing:
         sums = times.layer_sums[gpu]
         seconds = sums[stop] - sums[start]
         if stage == 0:
-            seconds += times.first_s[gpu]
+            seconds += times.first[gpu].seconds
         if stage == self.cluster.pp_size - 1:
-            seconds += times.last_s[gpu]
+            seconds += times.last[gpu].seconds
         return seconds
+
+    def stage_prices(self, times: PhaseTimes, stage: int, start: int, stop: int) -> list[tuple[Price, int]]:
+        """Return the prices that make up a range on a stage, each with how often it occurs."""
+        gpu = self.cluster.gpus[stage]
+        found = [
+            (times.layers[gpu][kind], counts[stop] - counts[start])
+            for kind, counts in enumerate(self._kind_counts)
+        ]
+        if stage == 0:
+            found.append((times.first[gpu], 1))
+        if stage == self.cluster.pp_size - 1:
+            found.append((times.last[gpu], 1))
+        return found
 
     def stage_parts(self, times: PhaseTimes, stage: int, start: int, stop: int) -> Parts:
         """Return where the compute seconds of a range on a stage go."""
-        gpu = self.cluster.gpus[stage]
         totals: dict[str, float] = {}
-        for kind, counts in enumerate(self._kind_counts):
-            count = counts[stop] - counts[start]
-            for part, seconds in times.layer_parts[gpu][kind] if count else ():
+        for price, count in self.stage_prices(times, stage, start, stop):
+            for part, seconds in price.parts if count else ():
                 totals[part] = totals.get(part, 0.0) + count * seconds
-        if stage == 0:
-            totals["embedding"] = times.first_s[gpu]
-        if stage == self.cluster.pp_size - 1:
-            totals["head and sampler"] = times.last_s[gpu]
         return tuple((part, seconds) for part, seconds in totals.items() if seconds)
+
+    def stage_trust(
+        self, phases: Sequence[PhaseTimes], stage: int, start: int, stop: int
+    ) -> tuple[Tier, float]:
+        """Return the weakest tier of a range's times on a stage, and how far they may be off."""
+        found = [weakest(self.stage_prices(times, stage, start, stop)) for times in phases]
+        return min((tier for tier, _ in found), key=TIERS.index), max(error for _, error in found)
 
     def stage_classes(self) -> tuple[int, ...]:
         """Return a number per stage; equal numbers cost the same for equal ranges."""
@@ -284,18 +245,3 @@ class Costing:
         # The search looks classes up thousands of times; hashing a device each time would show.
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return tuple(numbers[key] for key in keys)
-
-
-def _exact_s(seconds: float) -> float:
-    """Round to 2^-48 s, a few femtoseconds, so that sums and differences below 32 s are exact doubles.
-
-    Equal ranges of layers then cost the same to the last bit, wherever they stand, and the optimiser's ties
-    are ties.
-    """
-    return round(seconds * 2**48) / 2**48
-
-
-def _sums(per_kind: Sequence[_Number], pattern: Sequence[int]) -> list[_Number]:
-    """Return the sums over the layers before each index, so that a range is one subtraction."""
-    zero = per_kind[0] * 0
-    return list(accumulate((per_kind[kind] for kind in pattern), initial=zero))

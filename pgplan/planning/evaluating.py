@@ -6,10 +6,11 @@ from typing import Literal
 
 from pgplan.cost.memory import graph_bytes
 from pgplan.cost.pipeline import Flow, flow
-from pgplan.cost.rates import roofline_error
+from pgplan.cost.pricing import TIERS
 from pgplan.engines import KVCapacity, StageMemory
 from pgplan.planning.choosing import requests_held
-from pgplan.planning.costing import Costing, PhaseTimes
+from pgplan.planning.costing import Costing
+from pgplan.planning.phases import PhaseTimes
 from pgplan.planning.record import Bottleneck, Objective, Plan, StagePlan, split_ranges
 
 GIB = 1 << 30
@@ -70,12 +71,13 @@ def evaluate(
         fits=not problems,
         problems=problems,
         bottleneck=_bottleneck(costing, stages, capacity, objective, problems),
-        tier="roofline",
-        time_error=roofline_error(costing.model),
+        tier=min((stage.tier for stage in stages), key=TIERS.index),
+        time_error=max(stage.time_error for stage in stages),
         memory_error=_KV_ERROR + max(gpu.memory_error for gpu in costing.cluster.gpus),
         notes=(
             *(() if problems else _flow_notes(costing, decode_flow, microbatches, served=served, held=held)),
             *(() if problems else _headroom_notes(stages)),
+            *_calibration_notes(costing, stages),
             *_accuracy_notes(costing, decode_flow),
             *costing.engine.notes(costing.model, pp_size=costing.cluster.pp_size),
             *costing.model.notes,
@@ -115,6 +117,7 @@ def _stage(
         outside += model.head.parameters
     if stage == costing.cluster.pp_size - 1:
         outside += sum(norm.parameters for norm in model.final_norm)
+    tier, time_error = costing.stage_trust((prefill, decode), stage, *span)
     return StagePlan(
         stage=stage,
         start=span[0],
@@ -142,6 +145,8 @@ def _stage(
         decode_handoff_s=decode.handoff_s[stage],
         prefill_parts=costing.stage_parts(prefill, stage, *span),
         decode_parts=costing.stage_parts(decode, stage, *span),
+        tier=tier,
+        time_error=time_error,
     )
 
 
@@ -248,6 +253,18 @@ def _headroom_notes(stages: tuple[StagePlan, ...]) -> tuple[str, ...]:
     return ()
 
 
+def _calibration_notes(costing: Costing, stages: tuple[StagePlan, ...]) -> tuple[str, ...]:
+    """Say what the times rest on, where they rest on measurements, and where those did not reach."""
+    if costing.calibration is None:
+        return ()
+    tiers = ", ".join(
+        f"stage {stage.stage} {stage.tier} (within {100 * stage.time_error:.0f} %)" for stage in stages
+    )
+    notes = [f"times rest on {costing.calibration.source}: {tiers}"]
+    weaker = dict.fromkeys(note for pricer in costing.pricers.values() for note in pricer.notes)
+    return (*notes, *(f"not measured, so estimated: {note}" for note in weaker))
+
+
 def _accuracy_notes(costing: Costing, decode: Flow) -> tuple[str, ...]:
     """Say what the figures leave out, and where they rest on estimates."""
     notes = []
@@ -262,7 +279,8 @@ def _accuracy_notes(costing: Costing, decode: Flow) -> tuple[str, ...]:
             f"times are the GPU's; {costing.engine.title}'s own work on the host, about "
             f"{host_s * 1e3:.0f} ms per step, comes close to a decode step of {decode.cycle_s * 1e3:.1f} ms"
         )
-    if any(kind.num_experts for kind in costing.model.kinds):
+    roofline = costing.calibration is None
+    if roofline and any(kind.num_experts for kind in costing.model.kinds):
         notes.append(
             "times of expert layers are lower bounds: on H200s plain torch took up to 2.8 times as long, and "
             "vLLM 0.24 four times for the prefill of Qwen3-30B-A3B"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
+from pgplan.cost.rates import Tier
 from pgplan.engines.base import EngineSettings
 from pgplan.errors import PlanError
 from pgplan.hardware import Cluster
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import matplotlib.figure
     import pandas as pd
 
-Tier = Literal["roofline", "calibrated", "measured"]
 Objective = Literal["kv", "decode", "prefill", "memory", "balanced"]
 OBJECTIVES: tuple[Objective, ...] = ("kv", "decode", "prefill", "memory", "balanced")
 
@@ -53,6 +53,8 @@ class StagePlan:
         prefill_s, decode_s: Seconds of compute for one microbatch.
         prefill_handoff_s, decode_handoff_s: Seconds to hand its activations to the next stage.
         prefill_parts, decode_parts: Where the compute time goes, as ``(part, seconds)``.
+        tier: How its compute times were obtained; where parts differ, the weakest.
+        time_error: How far they may be off, as a fraction.
     """
 
     stage: int
@@ -81,6 +83,8 @@ class StagePlan:
     decode_handoff_s: float
     prefill_parts: tuple[tuple[str, float], ...]
     decode_parts: tuple[tuple[str, float], ...]
+    tier: Tier
+    time_error: float
 
     @property
     def num_layers(self) -> int:

@@ -1,0 +1,288 @@
+"""What was measured on a device, for every later plan: layer times, links, and efficiencies fitted to them.
+
+Layers are known by a digest of their shapes, so layers that compute the same share what was measured,
+whatever their model is called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+from pgplan.codec import from_data, to_data
+from pgplan.errors import CalibrationError, HardwareError, PlanError
+from pgplan.hardware.gpu import find_gpu
+from pgplan.hardware.interpolation import Curve, Grid
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTimes:
+    """Hold the times of one kind of layer on one rank, without communication.
+
+    Args:
+        digest: Of its shapes (``pgplan.cost.pricing.layer_digest``).
+        kind: What it is, for readers.
+        model: The model that it was measured in, for readers.
+        tp_size: Ranks that share the layer; this is the shard of one.
+        prefill: A chunk.
+        decode: A decode step.
+    """
+
+    digest: str
+    kind: str
+    model: str
+    tp_size: int
+    prefill: Grid
+    decode: Grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndTimes:
+    """Hold the times of what stands before and after a model's layers, on one rank.
+
+    Args:
+        digest: Of the shapes of embedding and head (``pgplan.cost.pricing.ends_digest``).
+        model: The model that they were measured in, for readers.
+        tp_size: Ranks that share them.
+        embedding: Looking up a number of tokens.
+        head: Final norm, head and sampling of a number of rows.
+    """
+
+    digest: str
+    model: str
+    tp_size: int
+    embedding: Curve
+    head: Curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllReduceTimes:
+    """Hold the times of an all-reduce among ``ranks`` ranks, over bytes of the message."""
+
+    ranks: int
+    times: Curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTimes:
+    """Hold what moving tensors between devices of one machine takes.
+
+    Args:
+        latency_s: Seconds of the smallest hand-off.
+        bandwidth: Bytes per second of the largest.
+        handoff: A hop from one stage to the next, over its bytes.
+        all_reduces: One for each number of ranks that was measured.
+    """
+
+    latency_s: float
+    bandwidth: float
+    handoff: Curve
+    all_reduces: tuple[AllReduceTimes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiencies:
+    """Hold what share of the data sheet each class of operations reaches; ``None``: not seen.
+
+    Args:
+        product, experts, attention, latent: Of the matmul rate: matrix products, those of routed experts,
+            fused causal attention, decode attention in the latent space of MLA.
+        weights, expert_weights, cache, latent_cache, copy: Of the memory bandwidth: reading weights, those
+            of routed experts, the KV cache, MLA's; element-wise kernels.
+        graph_kernel_s: The shortest time of a kernel in a CUDA graph.
+        eager_kernel_s: The same when the host launches each.
+    """
+
+    product: float | None = None
+    experts: float | None = None
+    attention: float | None = None
+    latent: float | None = None
+    weights: float | None = None
+    expert_weights: float | None = None
+    cache: float | None = None
+    latent_cache: float | None = None
+    copy: float | None = None
+    graph_kernel_s: float | None = None
+    eager_kernel_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Hold efficiencies that were fitted to measured layers, and how well they explain them.
+
+    Args:
+        efficiencies: What was found.
+        error: Nine tenths of the points lie closer than this, as a fraction.
+        points: How many points there were.
+        left_out: Whether ``error`` is that of models which the fit had not seen (each was left out in
+            turn); else of those that it was fitted to.
+    """
+
+    efficiencies: Efficiencies
+    error: float
+    points: int
+    left_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Hold what was measured on one kind of device.
+
+    Args:
+        gpu: Its name in the table of GPUs, or ``"CPU"``.
+        device: What its driver calls it.
+        date: The day of the measurement, ``YYYY-MM-DD``; of several the last.
+        environment: Driver and versions.
+        models: The models whose layers were measured.
+        layers: The times of each kind of layer, for each ``tp_size``.
+        ends: Those of embedding and head.
+        links: Those of moving tensors; ``None``: measured on one device.
+        fit: Efficiencies for other models; ``None``: none were fitted.
+
+    >>> empty = Calibration(gpu="CPU", device="CPU", date="2026-11-22", environment={}, models=())
+    >>> Calibration.from_json(empty.to_json()) == empty
+    True
+    """
+
+    gpu: str
+    device: str
+    date: str
+    environment: dict[str, str]
+    models: tuple[str, ...]
+    layers: tuple[LayerTimes, ...] = ()
+    ends: tuple[EndTimes, ...] = ()
+    links: LinkTimes | None = None
+    fit: Fit | None = None
+
+    @property
+    def source(self) -> str:
+        """Say where and when it was measured, in a few words."""
+        versions = [
+            f"{name} {self.environment[name]}" for name in ("driver", "torch") if name in self.environment
+        ]
+        return ", ".join([self.device, *versions, self.date])
+
+    def layer(self, digest: str, *, tp_size: int) -> LayerTimes | None:
+        """Return the times of a kind of layer, if it was measured."""
+        return next((row for row in self.layers if (row.digest, row.tp_size) == (digest, tp_size)), None)
+
+    def end(self, digest: str, *, tp_size: int) -> EndTimes | None:
+        """Return the times of embedding and head, if they were measured."""
+        return next((row for row in self.ends if (row.digest, row.tp_size) == (digest, tp_size)), None)
+
+    def merge(self, other: Calibration) -> Calibration:
+        """Add what ``other`` measured; where both did, ``other`` holds. The fit must be made anew.
+
+        Raises:
+            CalibrationError: If they are of different devices.
+        """
+        if other.gpu != self.gpu:
+            raise CalibrationError(
+                f"calibrations of one device can be merged, got {self.gpu} and {other.gpu}; "
+                "keep a file for each"
+            )
+        layers = {(row.digest, row.tp_size): row for row in (*self.layers, *other.layers)}
+        ends = {(row.digest, row.tp_size): row for row in (*self.ends, *other.ends)}
+        return replace(
+            other,
+            date=max(self.date, other.date),
+            models=tuple(dict.fromkeys((*self.models, *other.models))),
+            layers=tuple(layers.values()),
+            ends=tuple(ends.values()),
+            links=other.links or self.links,
+            fit=None,
+        )
+
+    def to_json(self) -> str:
+        """Return it as a JSON document."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **to_data(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """Read a calibration back.
+
+        Raises:
+            CalibrationError: If the text is not one that this version can read; says where and why.
+        """
+        try:
+            data = json.loads(text)
+            version = data.pop("schema_version")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CalibrationError(
+                "a calibration must be the JSON that 'pgplan calibrate -o' wrote, and is not; calibrate again"
+            ) from None
+        if version != SCHEMA_VERSION:
+            raise CalibrationError(
+                f"calibration has schema_version {version!r} and this pgplan reads {SCHEMA_VERSION}; "
+                "calibrate again"
+            )
+        try:
+            return from_data(cls, data, where="calibration")
+        except CalibrationError:
+            raise
+        except PlanError as error:
+            raise CalibrationError(str(error)) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write it beside ``path`` and move it there, so that no half of it is ever read."""
+        target = Path(path).resolve()
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            part.write_text(f"{self.to_json()}\n", encoding="utf-8")
+            part.replace(target)
+        except OSError as error:
+            raise CalibrationError(
+                f"a calibration goes to a file that can be written, which {path} is not: {error.strerror}; "
+                "give another path"
+            ) from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what ``save`` wrote; raises CalibrationError if it cannot."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CalibrationError(
+                f"a calibration must be a readable file, which {path} is not ({error}); give another path"
+            ) from None
+
+
+def find_calibration(name: str | Path) -> Calibration:
+    """Return the calibration in a file, or the one that ships with pgplan for a GPU.
+
+    Args:
+        name: A path that ends in ``.json``, or a GPU's name as ``find_gpu`` takes it.
+
+    Raises:
+        CalibrationError: If there is no such file, or none ships for that GPU.
+    """
+    if isinstance(name, Path) or name.endswith(".json") or Path(name).is_file():
+        return Calibration.load(name)
+    shipped = dict(_shipped())
+    try:
+        wanted = find_gpu(name).name
+    except HardwareError:
+        wanted = name
+    if wanted in shipped:
+        return Calibration.from_json(shipped[wanted])
+    known = ", ".join(shipped) or "none yet"
+    raise CalibrationError(
+        f"calibration {name!r} is neither a file nor one that ships with pgplan ({known}); "
+        "make one with 'pgplan calibrate MODEL -o FILE.json'"
+    )
+
+
+def _shipped() -> Iterable[tuple[str, str]]:
+    folder = files("pgplan.hardware").joinpath("calibrations")
+    for entry in sorted(folder.iterdir() if folder.is_dir() else (), key=lambda entry: entry.name):
+        if entry.name.endswith(".json"):
+            text = entry.read_text(encoding="utf-8")
+            yield json.loads(text)["gpu"], text

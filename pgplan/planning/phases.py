@@ -1,0 +1,133 @@
+"""The times of one microbatch: what each kind of layer, embedding, head and hand-off take on each device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TypeVar
+
+from pgplan.cost.communication import handoff_bytes
+from pgplan.cost.pricing import Price, Pricer, weakest
+from pgplan.cost.timing import Batch, Parts
+from pgplan.errors import CalibrationError
+from pgplan.hardware import GPU, Calibration, Cluster
+from pgplan.model.spec import ModelSpec
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseTimes:
+    """Hold the times of one phase (prefill or decode) for one microbatch.
+
+    Args:
+        batch: The microbatch.
+        layers: Per device and kind of layer, its price, communication included.
+        layer_sums: Per device, seconds of the layers before an index.
+        first: Per device, the price of the embedding.
+        last: Per device, that of final norm, head and sampler.
+        handoff_s: Per stage, seconds of the hand-off to the next; 0 for the last.
+    """
+
+    batch: Batch
+    layers: dict[GPU, tuple[Price, ...]]
+    layer_sums: dict[GPU, list[float]]
+    first: dict[GPU, Price]
+    last: dict[GPU, Price]
+    handoff_s: tuple[float, ...]
+
+    @property
+    def layer_parts(self) -> dict[GPU, tuple[Parts, ...]]:
+        """Return per device and kind of layer where its seconds go."""
+        return {gpu: tuple(price.parts for price in prices) for gpu, prices in self.layers.items()}
+
+    @property
+    def first_s(self) -> dict[GPU, float]:
+        """Return per device the seconds of the embedding."""
+        return {gpu: price.seconds for gpu, price in self.first.items()}
+
+    @property
+    def last_s(self) -> dict[GPU, float]:
+        """Return per device the seconds of final norm, head and sampler."""
+        return {gpu: price.seconds for gpu, price in self.last.items()}
+
+
+def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], batch: Batch) -> PhaseTimes:
+    """Price one microbatch on every device."""
+    message = batch.tokens * model.hidden_size * batch.element_bytes
+    kinds = range(len(model.kinds))
+    layers = {
+        gpu: tuple(_layer_price(pricer, kind, batch, message) for kind in kinds)
+        for gpu, pricer in pricers.items()
+    }
+    sent = handoff_bytes(
+        model, tokens=batch.tokens, tp_size=cluster.tp_size, element_bytes=batch.element_bytes
+    )
+    hops = tuple(
+        _exact_s(
+            pricers[cluster.gpus[stage + 1]].handoff(
+                sent, cluster.stage_link(stage), is_own=cluster.link is None
+            )
+        )
+        for stage in range(cluster.pp_size - 1)
+    )
+    return PhaseTimes(
+        batch=batch,
+        layers=layers,
+        layer_sums={
+            gpu: sums([price.seconds for price in prices], model.pattern) for gpu, prices in layers.items()
+        },
+        first={gpu: _exact(pricer.embedding(batch)) for gpu, pricer in pricers.items()},
+        last={gpu: _exact(pricer.head(batch)) for gpu, pricer in pricers.items()},
+        handoff_s=(*hops, 0.0),
+    )
+
+
+def _exact_s(seconds: float) -> float:
+    """Round to 2^-48 s, a few femtoseconds, so that sums and differences below 32 s are exact doubles.
+
+    Equal ranges of layers then cost the same to the last bit, wherever they stand, and the optimiser's ties
+    are ties.
+    """
+    return round(seconds * 2**48) / 2**48
+
+
+def _exact(price: Price) -> Price:
+    return replace(price, parts=tuple((part, _exact_s(seconds)) for part, seconds in price.parts))
+
+
+def _layer_price(pricer: Pricer, kind: int, batch: Batch, message_bytes: int) -> Price:
+    """Price a layer with its communication: attention and MLP each end in an all-reduce."""
+    compute = pricer.layer(kind, batch)
+    if pricer.tp_size == 1:
+        return _exact(compute)
+    reduce = pricer.all_reduce(message_bytes)
+    tier, error = weakest([(compute, 1), (reduce, 2)])
+    parts = (*compute.parts, *((part, 2 * seconds) for part, seconds in reduce.parts))
+    return _exact(Price(parts=parts, tier=tier, error=error))
+
+
+def pricers_for(model: ModelSpec, cluster: Cluster, calibration: Calibration | None) -> dict[GPU, Pricer]:
+    """Return who prices what on each device; the calibration is for devices of its name."""
+    gpus = dict.fromkeys(cluster.gpus)
+    if calibration is not None and all(gpu.name != calibration.gpu for gpu in gpus):
+        raise CalibrationError(
+            f"the calibration is of {calibration.gpu} and the cluster has "
+            f"{', '.join(gpu.name for gpu in gpus)}; calibrate there, or plan without"
+        )
+    return {
+        gpu: Pricer(
+            model,
+            gpu,
+            tp_size=cluster.tp_size,
+            calibration=calibration if calibration and gpu.name == calibration.gpu else None,
+        )
+        for gpu in gpus
+    }
+
+
+def sums(per_kind: Sequence[_Number], pattern: Sequence[int]) -> list[_Number]:
+    """Return the sums over the layers before each index, so that a range is one subtraction."""
+    zero = per_kind[0] * 0
+    return list(accumulate((per_kind[kind] for kind in pattern), initial=zero))
