@@ -46,12 +46,15 @@ def lay_out(model: ModelSpec, config: Config, *, dtype: str | None = None) -> Mo
     if plain.bits == 32 and dtype is None:
         notes.append("the configuration says float32; engines load that as 16 bit: give dtype='bfloat16'")
     prefixes = _PREFIXES if "text_config" in config.data else _BARE_PREFIXES
-    kinds, pattern = stored_layers(
-        model,
-        plain,
-        lambda index, weight: _storage(
-            weight, plain, quantization, tuple(f"{prefix}{index}." for prefix in prefixes)
-        ),
+
+    def storage_of(index: int, weight: Weight) -> Storage:
+        return _storage(weight, plain, quantization, tuple(f"{prefix}{index}." for prefix in prefixes))
+
+    kinds, pattern = stored_layers(model, plain, storage_of)
+    # Checkpoints number the layers that draft tokens after the decoder's.
+    drafts = tuple(
+        _with(layer, tuple(storage_of(index, weight) for weight in layer.weights), plain)
+        for index, layer in enumerate(model.drafts, start=model.num_layers)
     )
     head = _plain(model.head, plain)
     if quantization and quantization.head and not model.tied:
@@ -62,9 +65,11 @@ def lay_out(model: ModelSpec, config: Config, *, dtype: str | None = None) -> Mo
         kinds=kinds,
         pattern=pattern,
         embedding=_plain(model.embedding, plain),
+        beside_embedding=tuple(_plain(weight, plain) for weight in model.beside_embedding),
         head=head,
         final_norm=tuple(_plain(weight, plain) for weight in model.final_norm),
         towers=tuple(_plain(weight, plain) for weight in model.towers),
+        drafts=drafts,
         notes=tuple(notes),
     )
 
@@ -81,30 +86,33 @@ def stored_layers(
     for index, kind in enumerate(model.pattern):
         storages = tuple(storage_of(index, weight) for weight in model.kinds[kind].weights)
         pattern.append(seen.setdefault((kind, storages), len(seen)))
-    kinds = tuple(
-        replace(
-            model.kinds[kind],
-            weights=tuple(
-                replace(
-                    weight, storage=storage, bias_storage=plain if weight.bias and storage != plain else None
-                )
-                for weight, storage in zip(model.kinds[kind].weights, storages, strict=True)
-            ),
-        )
-        for kind, storages in seen
+    return tuple(_with(model.kinds[kind], storages, plain) for kind, storages in seen), tuple(pattern)
+
+
+def _with(layer: LayerSpec, storages: tuple[Storage, ...], plain: Storage) -> LayerSpec:
+    return replace(
+        layer,
+        weights=tuple(
+            replace(weight, storage=storage, bias_storage=plain if weight.bias and storage != plain else None)
+            for weight, storage in zip(layer.weights, storages, strict=True)
+        ),
     )
-    return kinds, tuple(pattern)
 
 
 def _storage(
     weight: Weight, plain: Storage, quantization: Quantization | None, prefixes: tuple[str, ...]
 ) -> Storage:
-    # A single output row is a gate (Qwen2-MoE's shared_expert_gate): no engine quantizes it.
+    # A few weights are kept in 32 bits, whatever the model's dtype.
+    if weight.storage.bits == 32:
+        return weight.storage
+    # A single output row is a gate (Qwen2-MoE's shared_expert_gate), and an indexer weighs its heads by a
+    # few rows: no engine quantizes them.
     if (
         quantization is None
         or not weight.is_matrix
         or weight.rows == 1
         or weight.part not in quantization.parts
+        or weight.name.endswith("weights_proj")
     ):
         return plain
     module = _module(weight)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pgplan.model.config import Config
-from pgplan.model.families.blocks import PLAIN_KEYS, decoder, gated_mlp, matrix, norm
+from pgplan.model.families.blocks import PLAIN_KEYS, decoder, draft_layer, gated_mlp, matrix, norm
 from pgplan.model.families.moe import dense_then_sparse, experts_per_token, routed_and_shared
 from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Weight
 
@@ -121,7 +121,12 @@ def _deepseek(config: Config) -> ModelSpec:
             experts_per_token=visited if is_sparse else 0,
         )
 
-    return decoder(config, pattern=dense_then_sparse(config), layer=layer)
+    return decoder(
+        config,
+        pattern=dense_then_sparse(config),
+        layer=layer,
+        draft=draft_layer(latent.hidden, layer(True)),
+    )
 
 
 def build_minicpm3(config: Config) -> ModelSpec:

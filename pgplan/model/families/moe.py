@@ -10,7 +10,16 @@ from typing import Literal
 
 from pgplan.errors import ModelError
 from pgplan.model.config import Config
-from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, matrix, norm
+from pgplan.model.families.blocks import (
+    PLAIN_KEYS,
+    Heads,
+    attention,
+    decoder,
+    draft_layer,
+    gated_mlp,
+    matrix,
+    norm,
+)
 from pgplan.model.families.llama import qwen_windows
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
@@ -228,4 +237,9 @@ def build_glm4_moe(config: Config) -> ModelSpec:
             return _layer(heads, weights, dense)
         return _layer(heads, weights, sparse, num_experts=count, visited=visited)
 
-    return decoder(config, pattern=dense_then_sparse(config), layer=layer)
+    return decoder(
+        config,
+        pattern=dense_then_sparse(config),
+        layer=layer,
+        draft=draft_layer(heads.hidden, layer(True)),
+    )
