@@ -140,25 +140,29 @@ def _with_towers(model: ModelSpec, places: Places) -> ModelSpec:
     described = sum(weight.parameters for weight in ours)
     if stored == described:
         return model
-    plain = DTYPES[model.dtype]
-    towers = tuple(
-        Weight(
-            name=tensor.name,
-            part="tower",
-            rows=tensor.shape[0] if tensor.shape else 1,
-            cols=tensor.elements // tensor.shape[0] if tensor.shape else 1,
-            storage=module.storage(module.elements(0), plain),
-        )
-        for module in modules
-        for tensor in (*module.weights, *module.tensors.get("bias", ()))
-        if tensor.elements
-    )
+    towers = tuple(weight for module in modules for weight in _as_stored(module, DTYPES[model.dtype]))
     note = (
         f"the towers have {stored} parameters in the checkpoint, {described} by the configuration; they "
         f"count as stored, whole on every rank"
     )
     others = (weight for weight in model.towers if weight.part != "tower")
     return replace(model, towers=(*others, *towers), notes=(*model.notes, note))
+
+
+def _as_stored(module: StoredModule, plain: Storage) -> Iterable[Weight]:
+    """Yield a weight for each tensor of a module, as the file has it."""
+    for tensor in (*module.weights, *module.tensors.get("bias", ())):
+        is_bias = tensor not in module.weights
+        elements = tensor.elements if is_bias else module.elements(0) // len(module.weights)
+        if elements:
+            rows = next((size for size in tensor.shape if elements % size == 0), 1)
+            yield Weight(
+                name=tensor.name,
+                part="tower",
+                rows=rows,
+                cols=elements // rows,
+                storage=plain if is_bias else module.storage(module.elements(0), plain),
+            )
 
 
 def _notes(

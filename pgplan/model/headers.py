@@ -140,6 +140,9 @@ def _json(header: bytes, file: Path) -> dict[str, object]:
         if not header.startswith(b"{"):
             raise ValueError("it must start with an opening brace")
         data = json.loads(header.decode("utf-8"), object_pairs_hook=_without_repetition)
+        comments = data.get("__metadata__") or {}
+        if not isinstance(comments, dict) or not all(isinstance(text, str) for text in comments.values()):
+            raise ValueError("its __metadata__ must be an object of texts")
     except (ValueError, RecursionError) as error:
         raise ModelError(
             f"the header of {file} must be a JSON object, but {error}; download it again"
