@@ -101,6 +101,7 @@ class KVCapacity:
         bytes_per_token: Bytes per token of context, per stage.
         tightest: The stage that limits.
         problem: Why the engine would refuse to start; ``None``: it starts.
+        state_requests: Requests whose recurrent state fits, where it has a pool of its own.
     """
 
     tokens: int
@@ -111,6 +112,7 @@ class KVCapacity:
     bytes_per_token: tuple[int, ...]
     tightest: int
     problem: str | None
+    state_requests: int | None = None
 
 
 class KVRule(ABC):
@@ -139,6 +141,16 @@ class KVRule(ABC):
     @abstractmethod
     def admits(self, start: int, stop: int, budget_bytes: int) -> bool:
         """Tell whether the layers can hold one request of the longest context, by the engine's own test."""
+
+    def sequence_bytes(self, start: int, stop: int) -> int:
+        """Return the bytes that a request takes in the layers ``[start, stop)``, however long it grows."""
+        del start, stop
+        return 0
+
+    def state_bytes(self, start: int, stop: int, budget_bytes: int, *, requests: int) -> int:
+        """Return the bytes of recurrent state with ``requests`` requests running."""
+        del budget_bytes
+        return requests * self.sequence_bytes(start, stop)
 
     @abstractmethod
     def capacity(self, ranges: Sequence[tuple[int, int]], memory: Sequence[StageMemory]) -> KVCapacity:

@@ -25,6 +25,7 @@ from pgplan.engines.launching import (
 from pgplan.engines.vllm_kv import KVLayer, VLLMKVRule
 from pgplan.engines.vllm_log import VLLM_LOG
 from pgplan.engines.vllm_placement import NO_PIPELINE, vllm_placement
+from pgplan.engines.vllm_state import block_beside_state, states_per_request, with_state
 from pgplan.errors import EngineError
 from pgplan.hardware import GPU, Cluster
 from pgplan.model.spec import LayerSpec, ModelSpec
@@ -61,7 +62,7 @@ class VLLM(Engine):
     default_version = "0.33"
     writes = "the variable and `vllm serve`"
     syntax = "VLLM_PP_LAYER_PARTITION=a,b,c"
-    checked = "0.33.0: what its get_pp_indices answers; 0.24.0: what it printed on H200s"
+    checked = "0.33.0: its get_pp_indices, run; its flags and log messages; 0.24.0: what it printed on H200s"
     override_variable = "VLLM_PP_LAYER_PARTITION"
     stage_flags = ("pipeline-parallel-size", "pp")
     log_format = VLLM_LOG
@@ -102,19 +103,25 @@ class VLLM(Engine):
         utilization = 0.92 if self.release >= (0, 33) else 0.9
         max_model_len = context_limit(model, workload)
         mla = any(kind.attention and kind.attention.kind == "mla" for kind in model.kinds)
+        element_bytes = workload.kv_element_bytes(model.dtype)
         return EngineSettings(
             memory_utilization=workload.memory_utilization or utilization,
             max_model_len=max_model_len,
             max_num_batched_tokens=workload.max_num_batched_tokens or batched_tokens,
             max_num_seqs=workload.max_num_seqs or sequences,
-            # The MLA kernels read blocks of 64 tokens.
-            block_size=64 if mla else 16,
-            kv_element_bytes=workload.kv_element_bytes(model.dtype),
+            block_size=block_beside_state(
+                model,
+                # The MLA kernels read blocks of 64 tokens.
+                alignment=64 if mla else 16,
+                tp_size=cluster.tp_size,
+                element_bytes=element_bytes,
+            ),
+            kv_element_bytes=element_bytes,
         )
 
     def kv_rule(self, model: ModelSpec, settings: EngineSettings, cluster: Cluster) -> KVRule:
         """Apply the grouping and the minimum over stages; see ``vllm_kv``."""
-        kinds = [
+        attending = [
             KVLayer.of(
                 kind.attention,
                 block_size=settings.block_size,
@@ -124,6 +131,17 @@ class VLLM(Engine):
             if kind.attention
             else None
             for kind in model.kinds
+        ]
+        kinds = [
+            with_state(
+                attention,
+                kind,
+                page_bytes=max((layer.page_bytes for layer in attending if layer), default=0),
+                tp_size=cluster.tp_size,
+                dtype=model.dtype,
+                states=states_per_request(self.release),
+            )
+            for attention, kind in zip(attending, model.kinds, strict=True)
         ]
         return VLLMKVRule(
             [kinds[index] for index in model.pattern],

@@ -13,7 +13,7 @@ Glossary
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -28,14 +28,16 @@ class KVLayer:
     """Describe a layer to the KV planner.
 
     Args:
-        kind: ``"full"``, ``"sliding"``, ``"chunked"`` or ``"mla"``.
+        kind: ``"full"``, ``"sliding"``, ``"chunked"``, ``"mla"``, or ``"state"`` for recurrent state.
         page_bytes: Bytes of one block of this layer on one rank.
         window: Tokens of the window or chunk.
+        states: Blocks that a request takes of a ``"state"`` layer, however long it grows.
     """
 
     kind: str
     page_bytes: int
     window: int | None = None
+    states: int = 0
 
     @classmethod
     def of(cls, attention: AttentionSpec, *, block_size: int, tp_size: int, element_bytes: int) -> KVLayer:
@@ -50,6 +52,8 @@ class KVLayer:
 
         A window keeps only what later tokens can see, plus what may be in flight, plus one partial block.
         """
+        if self.kind == "state":
+            return self.states
         if self.kind == "sliding" and self.window is not None:
             kept = min(self.window - 1 + in_flight_tokens, tokens)
             return -(-kept // block_size) + 1
@@ -96,7 +100,7 @@ class VLLMKVRule(KVRule):
 
     def __init__(
         self,
-        layers: Sequence[KVLayer | None],
+        layers: Sequence[KVLayer | Sequence[KVLayer] | None],
         *,
         block_size: int,
         max_model_len: int,
@@ -104,17 +108,31 @@ class VLLMKVRule(KVRule):
         memory_utilization: float = 1.0,
         hybrid: bool = True,
     ) -> None:
+        kept = [(layer,) if isinstance(layer, KVLayer) else tuple(layer or ()) for layer in layers]
+        # A decoder layer may keep several things (Falcon-H1: keys, values and state).
+        entries = [entry for group in kept for entry in group]
+        owners = [index for index, group in enumerate(kept) for _ in group]
         if not hybrid:
-            layers = [layer and KVLayer(kind="full", page_bytes=layer.page_bytes) for layer in layers]
+            entries = [_without_window(entry) for entry in entries]
         self._block_size = block_size
         self._max_model_len = max_model_len
         self._in_flight_tokens = in_flight_tokens
         self._memory_utilization = memory_utilization
-        groups = group_layers(layers, hybrid=hybrid)
+        groups = group_layers(entries, hybrid=hybrid)
         self.group_sizes = tuple(len(group) for group in groups)
-        self._leaders = [layers[group[0]] for group in groups if group]
+        self._leaders = [entries[group[0]] for group in groups if group]
         # Bytes of the pages of each group in the layers before an index, so a range costs two look-ups.
-        self._page_sums = [_prefix(layers, frozenset(group)) for group in groups]
+        self._page_sums = [
+            _prefix(len(kept), [(owners[index], entries[index].page_bytes) for index in group])
+            for group in groups
+        ]
+        pages = [(owner, entry) for owner, entry in zip(owners, entries, strict=True)]
+        self._token_sums = _prefix(
+            len(kept), [(owner, entry.page_bytes) for owner, entry in pages if entry.kind != "state"]
+        )
+        self._state_sums = _prefix(
+            len(kept), [(owner, entry.states * entry.page_bytes) for owner, entry in pages]
+        )
         self.blocks_per_request = self._blocks(max_model_len)
 
     def budget_bytes(self, memory: StageMemory) -> int:
@@ -142,7 +160,10 @@ class VLLMKVRule(KVRule):
     def admits(self, start: int, stop: int, budget_bytes: int) -> bool:
         """Tell whether one request of the longest context fits beside the null block."""
         per_block = self.bytes_per_unit(start, stop)
-        return budget_bytes > 0 and budget_bytes - per_block >= per_block * self.blocks_per_request
+        # A stage that keeps nothing leaves vLLM's planner dividing by zero.
+        return (
+            0 < per_block <= budget_bytes and budget_bytes - per_block >= per_block * self.blocks_per_request
+        )
 
     def capacity(self, ranges: Sequence[tuple[int, int]], memory: Sequence[StageMemory]) -> KVCapacity:
         """Return what vLLM prints as "GPU KV cache size" and "Maximum concurrency"."""
@@ -162,12 +183,16 @@ class VLLMKVRule(KVRule):
             used_bytes=tuple(fewest * size for size in per_block),
             stage_tokens=tuple(self._tokens(count) for count in blocks),
             bytes_per_token=tuple(
-                sum(sums[stop] - sums[start] for sums in self._page_sums) // self._block_size
+                (self._token_sums[stop] - self._token_sums[start]) // self._block_size
                 for start, stop in ranges
             ),
             tightest=blocks.index(fewest),
             problem=self._problem(ranges, budgets),
         )
+
+    def sequence_bytes(self, start: int, stop: int) -> int:
+        """Return the bytes of the pages that one request takes for recurrent state."""
+        return self._state_sums[stop] - self._state_sums[start]
 
     def _tokens(self, blocks: int) -> int:
         return int(blocks / self.blocks_per_request * self._max_model_len)
@@ -178,7 +203,6 @@ class VLLMKVRule(KVRule):
                 tokens=tokens, in_flight_tokens=self._in_flight_tokens, block_size=self._block_size
             )
             for leader in self._leaders
-            if leader is not None
         )
 
     def _problem(self, ranges: Sequence[tuple[int, int]], budgets: Sequence[int]) -> str | None:
@@ -187,6 +211,11 @@ class VLLMKVRule(KVRule):
                 return (
                     f"stage {stage} has no memory for KV cache: weights and activations exceed its budget by "
                     f"{-budget / GIB:.2f} GiB"
+                )
+            if not self.bytes_per_unit(start, stop):
+                return (
+                    f"stage {stage} has no layer with a KV cache, by whose size vLLM's planner divides; give "
+                    f"it at least one"
                 )
             if not self.admits(start, stop, budget):
                 needed = self.bytes_per_unit(start, stop) * self.blocks_per_request
@@ -211,8 +240,14 @@ class VLLMKVRule(KVRule):
         return low
 
 
-def _prefix(layers: Sequence[KVLayer | None], group: frozenset[int]) -> list[int]:
-    pages = (
-        layer.page_bytes if layer is not None and index in group else 0 for index, layer in enumerate(layers)
-    )
-    return list(accumulate(pages, initial=0))
+def _without_window(layer: KVLayer) -> KVLayer:
+    """Return what is left of a layer without the hybrid manager, which state layers do without."""
+    return layer if layer.kind == "state" else KVLayer(kind="full", page_bytes=layer.page_bytes)
+
+
+def _prefix(num_layers: int, pages: Iterable[tuple[int, int]]) -> list[int]:
+    """Return the bytes in the layers before each index, from ``(layer, bytes)`` of every page."""
+    each = [0] * num_layers
+    for layer, page_bytes in pages:
+        each[layer] += page_bytes
+    return list(accumulate(each, initial=0))
