@@ -39,6 +39,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tests/fetch_consumers.py
 	$(BIN)/python -m pytest
 
 lab: $(INSTALLED)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
+import os
 import random
 import re
 import shlex
@@ -13,15 +16,24 @@ from itertools import accumulate, pairwise
 from typing import Any, Optional
 
 import pytest
-from consumers import package_file, run_definitions, run_file
-from test_engines_exporters import plan_of, random_splits
+from consumers import (
+    fields,
+    logged,
+    package_file,
+    package_folder,
+    run_branch,
+    run_definitions,
+    run_file,
+    strings,
+)
+from fetch_consumers import CONSUMERS
+from test_engines_exporters import example, plan_of, random_splits
 
 import pgplan as pg
-from pgplan.engines import find_exporter
+from pgplan.engines import exporter_names, find_engine, find_exporter
 from pgplan.engines.exporter import find_setting, without_comments
 from pgplan.engines.hugging_face import device_map
 from pgplan.engines.torchtitan import weighted_split
-from pgplan.split import get_pp_indices, sglang_pp_indices
 
 SPLITS = random_splits()[:100]
 
@@ -30,21 +42,118 @@ def ranges(split: Sequence[int]) -> list[tuple[int, int]]:
     return list(pairwise(accumulate(split, initial=0)))
 
 
-@pytest.mark.parametrize(("name", "indices"), [("vllm", get_pp_indices), ("sglang", sglang_pp_indices)])
+def vllm_indices() -> Any:
+    """Return vLLM's own ``get_pp_indices``, which asks vLLM's own reader of the environment."""
+    return run_definitions(
+        package_file("vllm", "distributed/utils.py"),
+        "get_pp_indices",
+        envs=run_file(package_file("vllm", "envs.py")),
+        logger=types.SimpleNamespace(info=lambda *words: None),
+    )["get_pp_indices"]
+
+
+def sglang_indices() -> Any:
+    """Return SGLang's own ``get_pp_indices``."""
+    file = package_file("sglang", "srt/distributed/utils.py")
+    return run_definitions(file, "get_pp_indices", os=os, Tuple=tuple)["get_pp_indices"]
+
+
+@pytest.mark.parametrize(("name", "its_own"), [("vllm", vllm_indices), ("sglang", sglang_indices)])
 def test_serving_engines_cut_where_the_plan_does(
-    name: str, indices: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, its_own: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Their own parsers, whose equality with the engines' code tests/test_split_rules.py shows.
-    for split in SPLITS:
-        text = find_exporter(name).export(plan_of(split))
+    indices, exporter = its_own(), find_exporter(name)
+    for split in random_splits():
+        layers, stages = sum(split), len(split)
+        monkeypatch.delenv(exporter.override_variable, raising=False)
+        default = exporter.default_split(layers, stages)
+        assert [indices(layers, rank, stages) for rank in range(stages)] == ranges(default)
+        text = exporter.export(plan_of(split))
         for line in without_comments(text).splitlines():
             if line.startswith("export "):
                 variable, _, value = line.removeprefix("export ").partition("=")
                 monkeypatch.setenv(variable, value)
-        layers, stages = sum(split), len(split)
-        if stages > 1:
-            assert [indices(layers, rank, stages) for rank in range(stages)] == ranges(split)
-        assert shlex.split(text.replace("\\\n", " "), comments=True)
+        assert [indices(layers, rank, stages) for rank in range(stages)] == ranges(split)
+
+
+def launch_flags(name: str) -> dict[str, set[str]]:
+    """Return the flags of all launch lines of an engine, each with the values that it was given."""
+    full = example(kv_dtype="fp8")
+    texts = [
+        find_exporter(name, **options).export(full)
+        for options in ([{}, {"nodes": 2}] + ([{"nodes": 2, "ray": False}] if name == "vllm" else []))
+    ]
+    found: dict[str, set[str]] = {}
+    for text in texts:
+        words = shlex.split(without_comments(text).replace("\\\n", " "))
+        for word, value in pairwise([*words, ""]):
+            if word.startswith("--"):
+                found.setdefault(word, set()).add(value)
+    return found
+
+
+def test_vllm_declares_every_flag_of_the_launch_line() -> None:
+    files = ("engine/arg_utils.py", "entrypoints/common/cli_args.py")
+    declared = set().union(*(strings(package_file("vllm", path)) for path in files))
+    # The API server's flags are fields of a class.
+    declared |= {f"--{name.replace('_', '-')}" for name in fields(package_file("vllm", files[1]))}
+    flags = launch_flags("vllm")
+    assert len(flags) > 10
+    assert flags.keys() <= declared
+    assert flags["--kv-cache-dtype"] <= strings(package_file("vllm", "config/cache.py"))
+
+
+def test_sglang_declares_every_flag_of_the_launch_line() -> None:
+    folder = package_file("sglang", "srt/arg_groups/fields/parallel.py").parent
+    declared: dict[str, Any] = {}
+    for file in folder.glob("*.py"):
+        declared |= fields(file)
+    flags = launch_flags("sglang")
+    assert len(flags) > 10
+    assert {flag.removeprefix("--").replace("-", "_") for flag in flags} <= declared.keys()
+    assert flags["--kv-cache-dtype"] <= strings(declared["kv_cache_dtype"])
+
+
+def test_vllm_logs_what_is_looked_for() -> None:
+    form = find_engine("vllm").log_format
+    for path, beginning, pattern in [
+        ("v1/worker/gpu/model_runner.py", "Model loading took", form.weights),
+        ("v1/worker/gpu/model_runner.py", "Graph capturing finished", form.graphs),
+        ("v1/worker/gpu_worker.py", "Available KV cache memory", form.kv_memory[0]),
+    ]:
+        (text,) = logged(package_file("vllm", path), beginning, "7.25")
+        found = re.search(pattern, text)
+        assert found, text
+        assert found.groups() == ("7.25",)
+    (text,) = logged(package_file("vllm", "v1/core/kv_cache_utils.py"), "KV cache size: ", "1,192,976")
+    # The first figure is the kind of device.
+    assert re.search(form.kv_tokens, text.replace("1,192,976", "GPU", 1))
+    (text,) = logged(package_file("vllm", "distributed/utils.py"), "unevenly partitioned", "15,16,16,15")
+    assert re.search(form.split, text)
+
+
+def test_sglang_logs_what_is_looked_for() -> None:
+    form = find_engine("sglang").log_format
+    for path, beginning, pattern in [
+        ("model_executor/model_runner.py", "Load weight end", form.weights),
+        (
+            "model_executor/model_runner_components/kv_pool_runtime.py",
+            "KV cache allocated",
+            form.kv_memory[0],
+        ),
+        ("mem_cache/swa_memory_pool.py", "SWAKVPool", form.kv_memory[1]),
+        ("mem_cache/memory_pool.py", "K size: ", form.kv_memory[2]),
+        ("mem_cache/memory_pool.py", "KV size: ", form.kv_memory[3]),
+        ("managers/scheduler.py", "max_total_num_tokens=", form.kv_tokens),
+    ]:
+        texts = list(logged(package_file("sglang", f"srt/{path}"), beginning, "725"))
+        texts = [text.replace("725 ", "KV Cache ", 1) if "KV Cache" in pattern else text for text in texts]
+        assert any(re.search(pattern, text) for text in texts), (texts, pattern)
+    file = package_file("sglang", "srt/model_executor/model_runner_components/cuda_graph_setup.py")
+    texts = list(logged(file, "mem usage=", "725"))
+    assert any(
+        re.search(form.graphs, text.replace("725 725", "target decode CUDA graph", 1)) for text in texts
+    ), texts
 
 
 @pytest.fixture
@@ -52,16 +161,16 @@ def megatron(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return megatron-core's layout class, beside which only ``parallel_state`` is missing."""
     file = package_file("megatron", "core/transformer/pipeline_parallel_layer_layout.py")
     enums = types.ModuleType("megatron.core.transformer.enums")
-    enums.LayerType = run_file(package_file("megatron", "core/transformer/enums.py"))["LayerType"]  # type: ignore[attr-defined]
+    enums.LayerType = run_file(package_file("megatron", "core/transformer/enums.py")).LayerType  # type: ignore[attr-defined]
     core = types.ModuleType("megatron.core")
     core.parallel_state = None  # type: ignore[attr-defined]
     for module in (core, types.ModuleType("megatron.core.transformer"), enums):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    return types.SimpleNamespace(layout=run_file(file)["PipelineParallelLayerLayout"], kinds=enums.LayerType)
+    return types.SimpleNamespace(layout=run_file(file).PipelineParallelLayerLayout, kinds=enums.LayerType)
 
 
 @pytest.mark.parametrize("name", ["megatron", "megatron-bridge"])
-@pytest.mark.parametrize(("virtual_stages", "mtp_layers"), [(1, 0), (1, 2), (2, 0), (3, 1)])
+@pytest.mark.parametrize(("virtual_stages", "mtp_layers"), [(1, 0), (1, 2), (2, 0), (2, 1), (3, 2)])
 def test_megatron_core_builds_the_layers_of_the_plan(
     megatron: Any, name: str, virtual_stages: int, mtp_layers: int
 ) -> None:
@@ -77,6 +186,13 @@ def test_megatron_core_builds_the_layers_of_the_plan(
         kinds = [[kind for chunk in rank for kind in chunk] for rank in built.layout]
         assert tuple(rank.count(megatron.kinds.decoder) for rank in kinds) == split
         assert [rank.count(megatron.kinds.mtp) for rank in kinds][-1] == mtp_layers
+
+
+def test_what_the_exporters_say_they_were_checked_against_is_what_is_fetched() -> None:
+    said = " ".join(find_exporter(name).checked for name in exporter_names())
+    for release in CONSUMERS:
+        version = release.partition("==")[2].removesuffix(".post1")
+        assert f"{version}: " in said, release
 
 
 def test_layouts_are_read_as_megatron_core_reads_them(megatron: Any) -> None:
@@ -109,6 +225,17 @@ def test_megatron_core_builds_what_first_and_last_counts_say() -> None:
         assert tuple(build(model, pp_rank=rank) for rank in range(len(split))) == split
 
 
+def test_megatron_core_has_the_fields_that_are_set() -> None:
+    known = fields(package_file("megatron", "core/transformer/transformer_config.py"))
+    known |= fields(package_file("megatron", "core/model_parallel_config.py"))
+    for options in ({"virtual_stages": 2, "mtp_layers": 1}, {"form": "counts"}):
+        model = types.SimpleNamespace()
+        text = find_exporter("megatron-bridge", **options).export(example())
+        exec(text, {"cfg": types.SimpleNamespace(model=model)})
+        assert len(vars(model)) >= 5
+        assert vars(model).keys() <= known.keys()
+
+
 def torchtitan_generator() -> Any:
     file = package_file("torchtitan", "distributed/pipeline_parallel.py")
     name = "_generate_llm_fqn_per_model_part"
@@ -134,6 +261,14 @@ def test_torchtitan_generates_the_modules_that_are_listed() -> None:
             scope: dict[str, Any] = {"parallelism": types.SimpleNamespace()}
             exec(text, scope)
             assert scope["parallelism"].module_fqns_per_model_part == listed
+
+
+def test_torchtitan_has_the_fields_that_are_set() -> None:
+    known = fields(package_file("torchtitan", "config/configs.py"))
+    for form in ("modules", "weights"):
+        parallelism = types.SimpleNamespace()
+        exec(find_exporter("torchtitan", form=form).export(example()), {"parallelism": parallelism})
+        assert vars(parallelism).keys() <= known.keys()
 
 
 def deepspeed_module(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -219,14 +354,30 @@ def test_colossalai_distributes_as_listed_and_by_default() -> None:
         assert tuple(distribute(given, sum(split))) == exporter.default_split(sum(split), len(split))
 
 
+def test_colossalai_has_the_parameters_that_are_given() -> None:
+    file = package_file("colossalai", "booster/plugin/hybrid_parallel_plugin.py")
+    (plugin,) = (
+        node
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef) and node.name == "HybridParallelPlugin"
+    )
+    (init,) = (n for n in plugin.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    given = re.findall(r"^    (\w+)=", find_exporter("colossalai").export(example()), re.MULTILINE)
+    assert len(given) == 4
+    assert set(given) <= {argument.arg for argument in init.args.args}
+
+
 @pytest.mark.parametrize(
     ("name", "module"), [("torchgpipe", "torchgpipe"), ("fairscale", "fairscale.nn.pipe")]
 )
 # FairScale warns that torch once had its Pipe.
 @pytest.mark.filterwarnings("ignore:fairscale.nn.Pipe has been upstreamed:DeprecationWarning")
-def test_sequential_models_are_cut_where_the_plan_does(name: str, module: str) -> None:
+def test_sequential_models_are_cut_where_the_plan_does(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch")
-    pytest.importorskip(module)
+    monkeypatch.syspath_prepend(package_folder(name))
+    importlib.import_module(module)
     exporter = find_exporter(name)
     for split in SPLITS[:20]:
         layers = [torch.nn.Identity() for _ in range(sum(split) + 3)]
@@ -244,7 +395,7 @@ def test_sequential_models_are_cut_where_the_plan_does(name: str, module: str) -
 
 
 def test_mlx_ranks_own_the_layers_of_their_stage() -> None:
-    mixin = run_file(package_file("mlx_lm", "models/pipeline.py"))["PipelineMixin"]
+    mixin = run_file(package_file("mlx_lm", "models/pipeline.py")).PipelineMixin
     exporter = find_exporter("mlx")
     for split in SPLITS:
         given = find_setting(without_comments(exporter.export(plan_of(split))), "split")
@@ -268,22 +419,56 @@ def test_yaml_is_yaml(name: str) -> None:
         assert data["pp_size" if name == "yaml" else "pipeline_parallel_size"] == len(split)
 
 
-def test_galvatron_strategies_have_a_word_per_layer() -> None:
+def test_galvatron_reads_the_strategy_of_the_plan() -> None:
+    strategies = run_definitions(
+        package_file("galvatron", "utils/config_utils.py"), "str2array", "config2strategy"
+    )
+    name = "get_hybrid_parallel_configs_api"
+    file = package_file("galvatron", "core/runtime/hybrid_parallel_config.py")
     for split in SPLITS:
+        layers, stages = sum(split), len(split)
+        torch = types.SimpleNamespace(
+            distributed=types.SimpleNamespace(get_world_size=lambda stages=stages: stages)
+        )
+        read = run_definitions(file, "get_pp_ranks_enc", name, torch=torch, **strategies)[name]
+        # Rank 1 prints nothing.
+        args = types.SimpleNamespace(
+            local_rank=1,
+            default_dp_type="ddp",
+            pipeline_type="gpipe",
+            embed_sdp=0,
+            distributed_checkpoint=False,
+        )
+        counts = types.SimpleNamespace(layernums=lambda layers=layers: [layers])
         config = json.loads(find_exporter("galvatron").export(plan_of(split)))
-        assert sum(map(int, config["pp_division"].split(","))) == sum(split)
-        for field in ("tp_sizes_enc", "tp_consecutive_flags", "dp_types_enc", "use_sp", "checkpoint"):
-            assert len(config[field].split(",")) == sum(split)
+        for given, expected in (
+            (config, split),
+            (
+                {key: value for key, value in config.items() if key != "pp_division"},
+                find_exporter("galvatron").default_split(layers, stages),
+            ),
+        ):
+            args.galvatron_config_path = given
+            found = read(None, args, lambda config, args, counts=counts: counts)
+            assert tuple(found["pp_division"]) == expected
+            assert found["pp_ranks_enc"] == [s for s in range(stages) for _ in range(expected[s])]
+            assert found["tp_sizes_enc"] == [1] * layers
+            assert (args.chunks, args.pp_deg) == (stages, stages)
 
 
-def test_petals_servers_parse_their_ranges() -> None:
+def test_petals_servers_serve_the_blocks_of_their_stage() -> None:
+    server = package_file("petals", "server/server.py")
+    declared = strings(package_file("petals", "cli/run_server.py"))
     for split in SPLITS:
-        lines = without_comments(find_exporter("petals").export(plan_of(split))).splitlines()
-        words = [shlex.split(line) for line in lines]
-        indices = [line[line.index("--block_indices") + 1] for line in words]
-        # petals/server/server.py: two whole numbers around a colon, the second excluded.
-        blocks = [range(*(int(index.strip()) for index in text.split(":"))) for text in indices]
-        assert [(block.start, block.stop) for block in blocks] == ranges(split)
+        served = []
+        for line in without_comments(find_exporter("petals").export(plan_of(split))).splitlines():
+            words = shlex.split(line)
+            assert {word for word in words if word.startswith("--")} <= declared
+            text = words[words.index("--block_indices") + 1]
+            blocks = run_branch(server, "Server.__init__", "block_indices is not None", block_indices=text)
+            served.append((blocks["start_block"], blocks["end_block"]))
+            assert blocks["num_blocks"] == split[len(served) - 1]
+        assert served == ranges(split)
 
 
 def tiny_config(name: str, num_layers: int) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ class ColossalAI(Exporter):
     default_version = "0.5"
     writes = "Python, a `HybridParallelPlugin`"
     syntax = "num_layers_per_stage=[...]"
-    checked = "0.5.0: its distribute_layers, run"
+    checked = "0.5.0: its distribute_layers, run; its parameters"
 
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:
         """Give the extra layers to the stages in the middle."""

@@ -23,7 +23,7 @@ class Petals(Exporter):
     default_version = "2.2"
     writes = "`run_server` per stage"
     syntax = "--block_indices START:END of each server"
-    checked = "its stated rule (2.2.0)"
+    checked = "2.2.0: its reading of --block_indices, run; its flags"
 
     def export(self, plan: Plan) -> str:
         """Return the line of each server; block ranges exclude their end."""

@@ -171,7 +171,7 @@ class SGLang(Engine):
     default_version = "0.5.23"
     writes = "the variable and `sglang.launch_server`"
     syntax = "SGLANG_PP_LAYER_PARTITION=a,b,c"
-    checked = "0.5.23: what its get_pp_indices answers"
+    checked = "0.5.23: its get_pp_indices, run; its flags and log messages"
     override_variable = "SGLANG_PP_LAYER_PARTITION"
     stage_flags = ("pp-size", "pipeline-parallel-size", "pp")
     log_format = SGLANG_LOG

@@ -36,7 +36,7 @@ class TorchTitan(Exporter):
     default_version = "0.3"
     writes = "fields of `parallelism`"
     syntax = "module_fqns_per_model_part or the two less_layers weights"
-    checked = "0.3.0: its generator of module names, run"
+    checked = "0.3.0: its generator of module names, run; its fields"
 
     def __init__(
         self,
