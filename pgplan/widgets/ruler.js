@@ -4,11 +4,16 @@
 // value waiting. `cuts` is the truth of what is on display. A `state` that answers older cuts changes the
 // figures, never the handles.
 
+const HINT = "Drag a cut, or focus it and press ← →; double click or P pins a stage";
 const STEP = 5;
 const TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
+// Pixels: the row titles' column, a letter, the thinnest cell, cells too small for a seam between them, and
+// from where on a stage has room for words.
 const GUTTER = 46;
 const LETTER = 6.4;
 const THINNEST = 2;
+const SEAMLESS = 4;
+const ROOMY = 58;
 
 /** Return where a handle may go: first and last cut that leave its neighbours a layer each. */
 export function limits(cuts, handle, layers) {
@@ -35,35 +40,44 @@ export function settle({ cuts, handle, layers, target, why, distance }) {
   return { cut: best, reason };
 }
 
-/** Return left and width in pixels of every cell, and the middle of every gap between two stages. */
+/**
+ * Return where everything is, in pixels: left edge and width of every cell and of every stage's span, the
+ * middle of every gap between two stages, and where that of a handle would be for any other cut.
+ */
 export function place(state, cuts, sizeBy, width) {
-  const stages = state.stages.length;
-  const gap = Math.max(3, Math.min(10, width / stages / 5));
-  const ends = [...cuts, state.cells.length];
-  const room = width - gap * (stages - 1);
-  const count = state.cells.length + state.stages.reduce((sum, s) => sum + s.before.length + s.after.length, 0);
+  const { cells, stages, kinds } = state;
+  const gap = Math.max(3, Math.min(8, width / stages.length / 6));
+  const count = cells.length + stages.reduce((sum, stage) => sum + stage.before.length + stage.after.length, 0);
+  const room = width - gap * (stages.length - 1);
   // What is thin must still be seen, e.g. an embedding's time: every cell has as much, the rest is shared.
   const least = Math.min(THINNEST, room / count / 2);
-  const size = (kind) => least + (room - least * count) * state.kinds[kind][sizeBy];
-  const layers = [];
-  const beside = [];
-  const gaps = [];
-  const spans = [];
-  let x = 0;
-  state.stages.forEach((stage, index) => {
-    const from = x;
-    const put = (kind, list) => {
-      list.push({ kind, left: x, width: size(kind), stage: index });
-      x += size(kind);
-    };
-    stage.before.forEach((kind) => put(kind, beside));
-    for (let layer = index ? ends[index - 1] : 0; layer < ends[index]; layer++) put(state.cells[layer], layers);
-    stage.after.forEach((kind) => put(kind, beside));
-    spans.push({ left: from, width: x - from });
-    if (index < stages - 1) gaps.push(x + gap / 2);
-    x += gap;
+  const sizes = kinds.map((kind) => least + (room - least * count) * kind[sizeBy]);
+  const total = (list) => list.reduce((sum, kind) => sum + sizes[kind], 0);
+  const sums = [0];
+  cells.forEach((kind, layer) => sums.push(sums[layer] + sizes[kind]));
+  // Cells keep their size, so a layer is as far right as those before it, and what stands beside them.
+  const offsets = [];
+  const put = { layers: [], beside: [], spans: [], gaps: [] };
+  const box = (kind, stage, left, right) => ({ kind, stage, left: Math.round(left), width: Math.round(right) - Math.round(left) });
+  let offset = 0;
+  stages.forEach((stage, index) => {
+    const [start, stop] = [cuts[index - 1] ?? 0, cuts[index] ?? cells.length];
+    const first = sums[start] + offset;
+    let x = first;
+    for (const kind of stage.before) put.beside.push(box(kind, index, x, (x += sizes[kind])));
+    offset += total(stage.before);
+    for (let layer = start; layer < stop; layer++) {
+      put.layers.push(box(cells[layer], index, sums[layer] + offset, sums[layer + 1] + offset));
+    }
+    x = sums[stop] + offset;
+    for (const kind of stage.after) put.beside.push(box(kind, index, x, (x += sizes[kind])));
+    put.spans.push(box(null, index, first, x));
+    offset += total(stage.after) + gap;
+    offsets.push(offset - gap / 2);
+    put.gaps.push(x + gap / 2);
   });
-  return { layers, beside, gaps, spans, gap };
+  put.gaps.pop();
+  return { ...put, gap, size: room / count, gapOf: (handle, cut) => sums[cut] + offsets[handle] };
 }
 
 const plural = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
@@ -128,6 +142,7 @@ class RulerView {
     this.root = make("div", "pgplan-ruler", el, { "data-lm-suppress-shortcuts": "true" });
     const head = make("div", "pgplan-ruler-head", this.root);
     this.status = make("span", "pgplan-ruler-status", head, { role: "status", "aria-live": "polite" });
+    make("span", "pgplan-ruler-hint", head).textContent = HINT;
     const sizes = make("span", "pgplan-ruler-sizes", head, { role: "group", "aria-label": "cells sized by" });
     make("span", "pgplan-ruler-faint", sizes, { "aria-hidden": "true" }).textContent = "sized by";
     this.sizes = ["weight", "time"].map((by) => {
@@ -137,10 +152,8 @@ class RulerView {
       return button;
     });
     this.body = make("div", "pgplan-ruler-body", this.root);
-    this.gutter = ["layer", "stage", "layers"].map((word, index) => {
-      const label = make("span", `pgplan-ruler-gutter pgplan-ruler-row${index}`, this.body, { "aria-hidden": "true" });
-      label.textContent = word;
-      return label;
+    ["layer", "stage", "layers"].forEach((word, row) => {
+      make("span", `pgplan-ruler-gutter pgplan-ruler-row${row}`, this.body, { "aria-hidden": "true" }).textContent = word;
     });
     this.track = make("div", "pgplan-ruler-track", this.body);
     this.strip = make("div", "pgplan-ruler-strip", this.track, { role: "img" });
@@ -207,12 +220,12 @@ class RulerView {
     if (!this.drag || event.pointerId !== this.drag.pointer) return;
     const { handle, offset } = this.drag;
     const x = event.clientX - offset - this.screenX(0);
-    const at = this.gapOf(handle);
+    const distance = (cut) => Math.abs(this.placed.gapOf(handle, cut) - x);
     let target = 0;
     for (let cut = 1; cut <= this.state.cells.length; cut++) {
-      if (Math.abs(at(cut) - x) < Math.abs(at(target) - x)) target = cut;
+      if (distance(cut) < distance(target)) target = cut;
     }
-    this.move(handle, target, (cut) => Math.abs(at(cut) - x));
+    this.move(handle, target, distance);
   }
 
   release() {
@@ -314,8 +327,10 @@ class RulerView {
     const state = this.state;
     if (!state.stages) return;
     const cuts = this.model.get("cuts");
-    this.cuts = [...(isCuts(cuts, state) ? cuts : state.cuts)];
-    if (this.drag && this.drag.handle >= this.cuts.length) this.drag.handle = -1;
+    const next = isCuts(cuts, state) ? cuts : state.cuts;
+    // With other stages there is nothing left to drag.
+    if (next.length !== this.cuts?.length) this.drag = null;
+    this.cuts = [...next];
   }
 
   schedule() {
@@ -336,45 +351,26 @@ class RulerView {
   // --- drawing ----------------------------------------------------------------------------------------
 
   say(words) {
-    write(this.status, { text: words || HINT, class: `pgplan-ruler-status${words ? " pgplan-ruler-told" : ""}` });
+    write(this.status, { text: words });
   }
 
   screenX(x) {
     return this.track.getBoundingClientRect().left + x;
   }
 
-  /** Return where the gap of a handle is for any cut, as the picture stands. */
-  gapOf(handle) {
-    const { layers, gaps, gap } = this.placed;
-    const now = this.cuts[handle];
-    const ends = [gaps[handle]];
-    // Cells keep their width: a layer more on the left moves the gap by that layer.
-    let x = gaps[handle];
-    for (let cut = now; cut < layers.length; cut++) ends.push((x += layers[cut].width));
-    x = gaps[handle];
-    for (let cut = now - 1; cut >= 0; cut--) ends.unshift((x -= layers[cut].width));
-    void gap;
-    return (cut) => ends[cut];
-  }
-
   draw() {
     const state = this.state;
-    if (!state.stages || !this.cuts) return;
-    const isDense = (this.body.clientWidth - GUTTER) / state.stages.length < 58;
-    const gutter = isDense ? GUTTER : 0;
-    const width = this.body.clientWidth - gutter;
-    if (width < 40) return;
-    this.placed = place(state, this.cuts, this.model.get("size_by"), width);
-    write(this.track, { left: `${gutter}px`, width: `${width}px` });
-    this.gutter.forEach((label) => write(label, { visibility: isDense ? "visible" : "hidden" }));
-    this.gutter[0].style.visibility = "visible";
-    this.sizes.forEach((button) =>
-      write(button, { "aria-pressed": String(button.textContent === this.model.get("size_by")) }),
-    );
-    if (!this.status.textContent) this.say("");
+    const width = this.body.clientWidth - GUTTER;
+    if (!state.stages || width < 40) return;
+    const sizeBy = this.model.get("size_by");
+    const isDense = width / state.stages.length < ROOMY;
+    this.placed = place(state, this.cuts, sizeBy, width);
+    this.sizes.forEach((button) => write(button, { "aria-pressed": String(button.textContent === sizeBy) }));
+    write(this.root, { class: `pgplan-ruler${isDense ? " pgplan-ruler-dense" : ""}` });
+    write(this.strip, { "--pgplan-seam": this.placed.size < SEAMLESS ? "0" : "1px" });
     this.drawCells(state);
     this.drawTicks(state, width);
-    this.drawLabels(state, isDense);
+    this.drawLabels(state, width, isDense);
     this.drawHandles(state, width);
     this.drawLegend(state);
   }
@@ -386,8 +382,8 @@ class RulerView {
       const kind = state.kinds[cell.kind];
       write(element, {
         ...look(kind),
-        left: `${cell.left.toFixed(2)}px`,
-        width: `${cell.width.toFixed(2)}px`,
+        left: `${cell.left}px`,
+        width: `${cell.width}px`,
         title: `${words}: ${kind.words}`,
       });
     };
@@ -413,37 +409,42 @@ class RulerView {
     const { layers } = this.placed;
     const letters = String(layers.length).length;
     const step = TICKS.find((each) => (width / layers.length) * each > letters * LETTER + 10) ?? layers.length;
-    const shown = layers.map((cell, layer) => ({ cell, layer })).filter(({ layer }) => layer % step === 0);
+    const shown = [];
+    for (let layer = 0; layer < layers.length; layer += step) {
+      const x = layers[layer].left + layers[layer].width / 2;
+      if (!shown.length || x - shown.at(-1).x > letters * LETTER + 4) shown.push({ layer, x });
+    }
     this.ticks(shown.length).forEach((element, index) => {
-      const { cell, layer } = shown[index];
-      write(element, { text: String(layer), left: `${(cell.left + cell.width / 2).toFixed(2)}px` });
+      write(element, { text: String(shown[index].layer), left: `${shown[index].x}px` });
     });
     const linked = state.forbidden.filter(([cut]) => cut < layers.length && !this.cuts.includes(cut));
     this.links(linked.length).forEach((element, index) => {
       const [cut, why] = linked[index];
-      write(element, { left: `${layers[cut].left.toFixed(2)}px`, title: `no cut before layer ${cut}: ${why}` });
+      write(element, { left: `${layers[cut].left}px`, title: `no cut before layer ${cut}: ${why}` });
     });
   }
 
-  drawLabels(state, isDense) {
+  drawLabels(state, width, isDense) {
     const counts = this.counts(state);
     const pinned = this.model.get("pinned");
     const isOld = !same(state.cuts, this.cuts);
-    const step = TICKS.find((each) => (this.placed.spans.at(-1).left / counts.length) * each > 2 * LETTER + 4) ?? 1;
+    const step = TICKS.find((each) => (width / counts.length) * each > 2 * LETTER + 4);
     this.labels(counts.length).forEach((element, stage) => {
       const span = this.placed.spans[stage];
       const room = span.width + this.placed.gap;
       const fits = (...texts) => texts.find((text) => text.length * LETTER <= room) ?? "";
       const { weights, time, gpu, bottleneck } = state.stages[stage];
       const isPinned = pinned.includes(stage);
-      const name = isDense ? (stage % step ? "" : String(stage)) : fits(`stage ${stage}`, String(stage));
+      const marked = `${bottleneck ? "▶ " : ""}stage ${stage}`;
+      const name = isDense
+        ? String(stage % step ? "" : stage)
+        : fits(isPinned ? `${marked}, pinned` : marked, marked, String(stage));
       const layers = plural(counts[stage], "layer");
       const figures = isDense ? "" : fits(`${weights} · ${time}`, weights);
       const start = stage ? this.cuts[stage - 1] : 0;
       write(element, {
-        left: `${span.left.toFixed(2)}px`,
-        width: `${span.width.toFixed(2)}px`,
-        class: `pgplan-ruler-label${bottleneck ? " pgplan-ruler-slowest" : ""}`,
+        left: `${span.left}px`,
+        width: `${span.width}px`,
         "aria-pressed": String(isPinned),
         "aria-label":
           `stage ${stage}: layers ${start} to ${start + counts[stage] - 1}, ` +
@@ -489,8 +490,6 @@ class RulerView {
     });
   }
 }
-
-const HINT = "Drag a cut, or focus it and press ← →; double click or P pins a stage";
 
 function look(kind) {
   return {

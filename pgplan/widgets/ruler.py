@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgplan.engines import find_engine
 from pgplan.hardware import Cluster
-from pgplan.model.spec import LayerSpec, ModelSpec
+from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec
 from pgplan.planning import Plan
 from pgplan.planning.costing import Costing
 from pgplan.planning.record import StagePlan
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 _ATTENTION = {
     "full": ("full attention", "#0072B2", "none"),
     "sliding": ("sliding window", "#009E73", "slant"),
-    "chunked": ("chunked attention", "#009E73", "stripes"),
+    "chunked": ("attention in chunks", "#009E73", "stripes"),
     "mla": ("latent attention (MLA)", "#CC79A7", "bands"),
+    "compressed": ("compressed attention", "#CC79A7", "slant"),
 }
 _STATE = {
     "mamba1": ("Mamba", "checks"),
@@ -71,7 +72,7 @@ def ruler_state(plan: Plan, *, pinned: Collection[int] = ()) -> dict[str, Any]:
     """
     phase = "prefill" if plan.objective == "prefill" else "decode"
     batch = plan.prefill_tokens if phase == "prefill" else plan.decode_batch
-    layers, outside = _costs(plan.model, plan.cluster, plan.workload, plan.engine, phase, batch)
+    layers, ends = _costs(plan.model, plan.cluster, plan.workload, plan.engine, phase, batch)
     kinds = [
         _layer_kind(spec, cost, phase=phase) for spec, cost in zip(plan.model.kinds, layers, strict=True)
     ]
@@ -85,7 +86,7 @@ def ruler_state(plan: Plan, *, pinned: Collection[int] = ()) -> dict[str, Any]:
             numbers.append(kinds.index(part))
         return numbers
 
-    beside = [[cells(parts) for parts in _beside(plan, stage, outside)] for stage in plan.stages]
+    beside = [[cells(parts) for parts in _beside(plan, stage, ends)] for stage in plan.stages]
     return {
         "title": f"{plan.model.name}: {times(plan.model.num_layers, 'layer')} over "
         f"{times(plan.pp_size, 'stage')}",
@@ -120,8 +121,8 @@ def make_ruler() -> Ruler | None:
 @lru_cache(maxsize=8)
 def _costs(
     model: ModelSpec, cluster: Cluster, workload: Workload, engine: str, phase: str, batch: int
-) -> tuple[tuple[_Cost, ...], dict[str, _Cost]]:
-    """Return what each kind of layer costs, and each thing that stands beside the layers."""
+) -> tuple[tuple[_Cost, ...], tuple[float, float]]:
+    """Return what each kind of layer costs, and the seconds of embedding and head."""
     costing = Costing(model, cluster, workload, find_engine(engine))
     phase_times = costing.prefill_times() if phase == "prefill" else costing.decode_times(batch)
     gpu = cluster.gpus[0]
@@ -131,11 +132,7 @@ def _costs(
         (costing.range_layer_bytes(first[kind], first[kind] + 1) if kind in first else 0, seconds[kind])
         for kind in range(len(model.kinds))
     )
-    outside = {
-        "embedding": (costing.embedding_bytes, phase_times.first_s[gpu]),
-        "head": (costing.head_bytes, phase_times.last_s[gpu]),
-    }
-    return layers, outside
+    return layers, (phase_times.first_s[gpu], phase_times.last_s[gpu])
 
 
 def _shared(kinds: list[dict[str, Any]], cells: list[int]) -> list[dict[str, Any]]:
@@ -156,7 +153,7 @@ def _layer_kind(spec: LayerSpec, cost: _Cost, *, phase: str) -> dict[str, Any]:
     names, colour, hatch = [], "none", "none"
     if spec.attention is not None:
         name, colour, hatch = _ATTENTION[spec.attention.kind]
-        names.append(f"{name} of {spec.attention.window:,}" if spec.attention.window else name)
+        names.append(_attention_words(name, spec.attention))
     if spec.state is not None:
         name, hatch = _STATE[spec.state.kind]
         names.append(name)
@@ -175,8 +172,14 @@ def _layer_kind(spec: LayerSpec, cost: _Cost, *, phase: str) -> dict[str, Any]:
     }
 
 
+def _attention_words(name: str, spec: AttentionSpec) -> str:
+    window = f" of {spec.window:,}" if spec.window else ""
+    chosen = f" to {spec.topk:,} keys" if spec.topk else ""
+    return f"{name}{window}{chosen}{' with shared KV' if spec.shares_kv else ''}"
+
+
 def _beside(
-    plan: Plan, stage: StagePlan, outside: dict[str, _Cost]
+    plan: Plan, stage: StagePlan, ends: tuple[float, float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return what a stage holds before and after its layers.
 
@@ -191,10 +194,9 @@ def _beside(
     if stage.embedding_bytes and is_head:
         after.append(_part_kind("embedding", stage.embedding_bytes, 0.0, role=", once more as the head"))
     elif stage.embedding_bytes:
-        seconds = outside["embedding"][1] if is_first else 0.0
-        before.append(_part_kind("embedding", stage.embedding_bytes, seconds))
+        before.append(_part_kind("embedding", stage.embedding_bytes, ends[0] if is_first else 0.0))
     if stage.head_bytes:
-        after.append(_part_kind("head", stage.head_bytes, outside["head"][1] if is_last else 0.0))
+        after.append(_part_kind("head", stage.head_bytes, ends[1] if is_last else 0.0))
     return before, after
 
 
