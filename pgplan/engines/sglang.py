@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from pgplan.engines.base import (
     Engine,
     EngineSettings,
-    KVCapacity,
     KVRule,
     Placement,
-    StageMemory,
     chunked_microbatches,
     context_limit,
 )
@@ -26,6 +21,7 @@ from pgplan.engines.launching import (
     flag_words,
     kv_dtype_word,
 )
+from pgplan.engines.sglang_kv import SGLangKVRule
 from pgplan.engines.sglang_log import SGLANG_LOG
 from pgplan.errors import EngineError
 from pgplan.hardware import Cluster
@@ -36,7 +32,6 @@ from pgplan.workload import Workload
 if TYPE_CHECKING:
     from pgplan.planning.record import Plan
 
-GIB = 1 << 30
 MIB = 1 << 20
 
 # What SGLang calls the dtypes of a KV cache (``arg_groups/fields/model.py``); it knows no plain fp8.
@@ -74,88 +69,6 @@ _WINDOW_POOL = frozenset(
     """.split()
 )
 _WINDOW_POOL_RATIO = 0.8
-
-
-class SGLangKVRule(KVRule):
-    """Apply SGLang's rule: the fewest free bytes of all ranks first, then the fewest tokens.
-
-    Every rank takes the smallest free memory of the whole group as its own, so on unequal GPUs a large one
-    is clamped to the smallest, and the pool has the same number of bytes everywhere.
-    """
-
-    coupled = True
-
-    def __init__(
-        self,
-        cells: Sequence[float],
-        *,
-        smallest_memory_bytes: int,
-        memory_fraction: float,
-        page_size: int,
-        max_model_len: int,
-    ) -> None:
-        self._sums = list(accumulate(cells, initial=0.0))
-        self._smallest_memory_bytes = smallest_memory_bytes
-        self._memory_fraction = memory_fraction
-        self._page_size = page_size
-        self._max_model_len = max_model_len
-
-    def bytes_per_unit(self, start: int, stop: int) -> float:
-        """Return the pool bytes per token ("cell size") of the layers ``[start, stop)``."""
-        return self._sums[stop] - self._sums[start]
-
-    def budget_bytes(self, memory: StageMemory) -> int:
-        """Return what a stage alone would have.
-
-        The share that is not static is taken of what the smallest device had before loading
-        (``model_runner.py::profile_max_num_token``).
-        """
-        before = self._smallest_memory_bytes - memory.process_bytes
-        free = memory.memory_bytes - memory.process_bytes - memory.weight_bytes - memory.cublas_bytes
-        return math.floor(free - before * (1.0 - self._memory_fraction))
-
-    def units(self, start: int, stop: int, budget_bytes: int) -> int:
-        """Return the tokens that fit, in whole pages."""
-        cell = self.bytes_per_unit(start, stop)
-        if cell == 0:
-            return 1 << 62
-        return max(0, int(budget_bytes // cell)) // self._page_size * self._page_size
-
-    def units_needed(self, *, requests: int, tokens_each: int) -> int:
-        """Return the tokens for ``requests`` requests of ``tokens_each`` tokens, in whole pages."""
-        return requests * -(-tokens_each // self._page_size) * self._page_size
-
-    def admits(self, start: int, stop: int, budget_bytes: int) -> bool:
-        """Tell whether one request of the longest context fits."""
-        return self.units(start, stop, budget_bytes) >= self._max_model_len
-
-    def capacity(self, ranges: Sequence[tuple[int, int]], memory: Sequence[StageMemory]) -> KVCapacity:
-        """Return SGLang's ``max_total_num_tokens``."""
-        alone = [self.budget_bytes(stage) for stage in memory]
-        pool = min(alone)
-        tokens = [self.units(start, stop, pool) for start, stop in ranges]
-        fewest = min(tokens)
-        problem = None
-        if pool <= 0:
-            problem = (
-                f"stage {alone.index(pool)} has no memory for KV cache: its weights exceed its static share "
-                f"by {-pool / GIB:.2f} GiB"
-            )
-        elif fewest < self._max_model_len:
-            problem = (
-                f"the KV cache holds {fewest:,} tokens, fewer than one request of max_model_len "
-                f"{self._max_model_len:,}; SGLang would start and refuse longer requests"
-            )
-        return KVCapacity(
-            tokens=fewest,
-            requests=fewest / self._max_model_len,
-            budget_bytes=tuple(alone),
-            used_bytes=tuple(int(fewest * self.bytes_per_unit(start, stop)) for start, stop in ranges),
-            stage_tokens=tuple(tokens),
-            bytes_per_token=tuple(round(self.bytes_per_unit(start, stop)) for start, stop in ranges),
-            tightest=tokens.index(fewest),
-            problem=problem,
-        )
 
 
 class SGLang(Engine):
@@ -226,15 +139,23 @@ class SGLang(Engine):
         )
 
     def kv_rule(self, model: ModelSpec, settings: EngineSettings, cluster: Cluster) -> KVRule:
-        """Count what a token takes in the pool of each layer."""
-        cells = []
+        """Count what a token takes in the pool of each layer, and a request in that for recurrent state."""
+        cells, slots = [], []
         for kind in model.kinds:
             elements = kind.attention.kv_elements_per_token(tp_size=cluster.tp_size) if kind.attention else 0
             windowed = kind.attention is not None and kind.attention.kind in ("sliding", "chunked")
             ratio = _WINDOW_POOL_RATIO if windowed and model.architecture in _WINDOW_POOL else 1.0
             cells.append(elements * settings.kv_element_bytes * ratio)
+            state = kind.state
+            # Recurrent matrices are kept in fp32 unless the model asks for something else.
+            slots.append(
+                state.sequence_bytes(tp_size=cluster.tp_size, dtype=model.dtype, recurrent_dtype="float32")
+                if state
+                else 0
+            )
         return SGLangKVRule(
             [cells[index] for index in model.pattern],
+            slots=[slots[index] for index in model.pattern],
             smallest_memory_bytes=min(gpu.memory_bytes for gpu in cluster.gpus),
             memory_fraction=settings.memory_utilization,
             page_size=settings.block_size,
