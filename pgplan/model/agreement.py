@@ -70,8 +70,8 @@ def by_place(checkpoint: Checkpoint, *, num_layers: int) -> Places:
 
 
 def _compare_outside(model: ModelSpec, places: Places) -> Comparison:
-    """Compare embedding, head, last norm, and what else stands before the first layer but the towers."""
-    weights = [model.embedding, *model.final_norm, *(w for w in model.towers if w.part != "tower")]
+    """Compare embedding, what stands beside it, last norm and head."""
+    weights = [model.embedding, *model.beside_embedding, *model.final_norm]
     found = {**places.get(("embedding", _OUTSIDE), {}), **places.get(("outside", _OUTSIDE), {})}
     if not model.tied:
         weights.append(model.head)
@@ -128,6 +128,7 @@ def _restore(model: ModelSpec, restored: Restored, plain: Storage) -> ModelSpec:
         pattern=pattern,
         embedding=embedding,
         head=replace(model.head, storage=embedding.storage) if model.tied else outside(model.head),
+        beside_embedding=tuple(map(outside, model.beside_embedding)),
         final_norm=tuple(map(outside, model.final_norm)),
     )
 
@@ -135,9 +136,8 @@ def _restore(model: ModelSpec, restored: Restored, plain: Storage) -> ModelSpec:
 def _with_towers(model: ModelSpec, places: Places) -> ModelSpec:
     """Take the towers from the checkpoint, tensor by tensor, where it holds others."""
     modules = places.get(("tower", _OUTSIDE), {}).values()
-    ours = [weight for weight in model.towers if weight.part == "tower"]
     stored = sum(module.elements(0) + module.bias_elements for module in modules)
-    described = sum(weight.parameters for weight in ours)
+    described = sum(weight.parameters for weight in model.towers)
     if stored == described:
         return model
     towers = tuple(weight for module in modules for weight in _as_stored(module, DTYPES[model.dtype]))
@@ -145,8 +145,7 @@ def _with_towers(model: ModelSpec, places: Places) -> ModelSpec:
         f"the towers have {stored} parameters in the checkpoint, {described} by the configuration; they "
         f"count as stored, whole on every rank"
     )
-    others = (weight for weight in model.towers if weight.part != "tower")
-    return replace(model, towers=(*others, *towers), notes=(*model.notes, note))
+    return replace(model, towers=towers, notes=(*model.notes, note))
 
 
 def _as_stored(module: StoredModule, plain: Storage) -> Iterable[Weight]:
