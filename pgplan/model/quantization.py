@@ -126,4 +126,4 @@ def _module(weight: Weight) -> str:
 
 
 def _plain(weight: Weight, plain: Storage) -> Weight:
-    return replace(weight, storage=plain)
+    return weight if weight.storage.bits == 32 else replace(weight, storage=plain)

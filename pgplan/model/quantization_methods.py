@@ -48,6 +48,8 @@ def read_quantization(config: Config, plain: Storage) -> Quantization | None:
     for owner in (config, config.text):
         section = owner.section("quantization_config") or owner.section("compression_config")
         if section is not None and section.data:
+            if owner.get("compress_ratios") is not None and section.get("quant_method") == "fp8":
+                return _read_deepseek_v4(owner, section, plain)
             return _reader(section)(section, plain)
     return None
 
@@ -96,6 +98,27 @@ def _read_fp8(section: Config, plain: Storage) -> Quantization:
     )
     ignored = prefix_or_suffix(_names(section, "modules_to_not_convert", "ignored_layers"))
     return Quantization(storage_of=_unless(ignored, kind))
+
+
+def _read_deepseek_v4(owner: Config, section: Config, plain: Storage) -> Quantization:
+    """Read DeepSeek-V4, which says beside ``quantization_config`` that its experts have 4 bits.
+
+    All but the experts are in fp8 blocks, whose scales have one byte; compressors are not quantized
+    (vLLM ``models/deepseek_v4``).
+    """
+    other = storage.fp8(block=_block(section, "weight_block_size") or (128, 128), scale_bytes=1)
+    experts = other
+    if section.get("moe_quant_algo") == "NVFP4":
+        experts = storage.nvfp4(activations=True, plain=plain)
+    elif owner.get("expert_dtype") == "fp4":
+        experts = storage.mxfp4(plain=plain)
+
+    def storage_of(names: tuple[str, ...]) -> Storage | None:
+        if ".compressor." in names[0]:
+            return None
+        return experts if ".experts." in names[0] else other
+
+    return Quantization(storage_of=storage_of)
 
 
 def _read_fbgemm(section: Config, plain: Storage) -> Quantization:

@@ -45,17 +45,17 @@ def dtype_storage(dtype: str) -> Storage:
     return DTYPES[key]
 
 
-def fp8(*, block: tuple[int, int], static: bool = False) -> Storage:
+def fp8(*, block: tuple[int, int], static: bool = False, scale_bytes: int = _FP32) -> Storage:
     """Return 8 bit floats with an fp32 scale per block; (0, 0): per tensor, (1, 0): per output row.
 
-    ``static`` activations have a scale per tensor beside it.
+    ``static`` activations have a scale per tensor beside it; scales that are powers of two have 1 byte.
     """
     names = {(0, 0): "fp8 per tensor", (1, 0): "fp8 per row"}
     return Storage(
         name=names.get(block, f"fp8 blocks of {block[0]}x{block[1]}"),
         bits=8,
         block=block,
-        scale_bytes=_FP32,
+        scale_bytes=scale_bytes,
         tensor_extra_bytes=_FP32 if static else 0,
         compute="fp8",
     )

@@ -1,4 +1,4 @@
-"""Vision towers of Gemma 4 and Step 3.7; ``towers.py`` has the others."""
+"""Vision towers of Gemma 4, Step 3.7 and MiniMax M3; ``towers.py`` has the others."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ _STEP = {
     "num_channels": 3,
     "image_size": 728,
     "patch_size": 14,
+}
+_MINIMAX_M3 = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "spatial_merge_size": 2,
 }
 _STEP_MLP_RATIO = 8960 / 1536
 
@@ -109,4 +119,37 @@ def step_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
             4 * size,
             bias=config.flag("projector_bias"),
         ),
+    )
+
+
+def minimax_m3_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
+    """Write MiniMax M3's vision transformer and the projector that merges patches, to ``hidden``."""
+    vision = read_vision(config, _MINIMAX_M3)
+    size, root = vision.size("hidden_size"), "model.vision_tower"
+    pixels = vision.size("num_channels") * vision.size("temporal_patch_size") * vision.size("patch_size") ** 2
+    inner, merged = (
+        config.size("projector_hidden_size", default=6144),
+        hidden * vision.size("spatial_merge_size") ** 2,
+    )
+
+    def projector(name: str, rows: int, cols: int) -> Weight:
+        return matrix(f"model.multi_modal_projector.{name}", "tower", rows, cols, bias=True)
+
+    return (
+        matrix(f"{root}.embeddings.proj", "tower", size, pixels),
+        norm(f"{root}.pre_layrnorm", size, part="tower", bias=True),
+        *encoder(
+            f"{root}.layers",
+            size=size,
+            inner=vision.size("intermediate_size"),
+            layers=vision.size("num_hidden_layers"),
+            heads=vision.size("num_attention_heads"),
+            norms=("layer_norm1", "layer_norm2"),
+            attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+            mlp=("mlp.fc1", "mlp.fc2"),
+        ),
+        projector("linear_1", inner, size),
+        projector("linear_2", hidden, inner),
+        projector("merge_linear_1", inner, merged),
+        projector("merge_linear_2", hidden, inner),
     )
