@@ -40,6 +40,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python tests/fetch_consumers.py
+	$(BIN)/python tests/fetch_chromium.py
 	$(BIN)/python -m pytest
 
 lab: $(INSTALLED)
@@ -59,7 +60,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		f"pgplan needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; give another: make PYTHON=python3.12")'
 	@echo 'Installing into $(VENV): a few minutes, once'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[lab,test]'
+	$(PIP) -e '.[lab,app,test]'
 	@touch $@
 
 $(BENCHES): $(INSTALLED)

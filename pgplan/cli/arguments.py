@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pgplan import __version__
+from pgplan.engines import engine_names, find_exporter, options_of
 from pgplan.errors import EngineError, PlanError
+
+# What the names of an exporter's options begin with, among all that were read.
+EXPORTER_OPTION = "exporter option "
 
 _SPLITS = "auto (the best), default (the engine's own), counts such as 19,21,21,19, * where free"
 _OBJECTIVES = "what auto looks for: kv, decode (default), prefill, memory or balanced"
@@ -36,10 +40,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         PlanError: If they are not understood.
     """
-    parser = _make_parser()
-    args, rest = parser.parse_known_args(_join_values(argv))
+    words = _join_values(argv)
+    args, rest = _make_parser(words).parse_known_args(words)
     if rest and args.command != "lab":
-        raise PlanError(f"{' '.join(rest)} is not understood; see 'pgplan {args.command} --help'")
+        to = f" --to {args.to}" if args.command == "export" and args.to else ""
+        raise PlanError(f"{' '.join(rest)} is not understood; see 'pgplan {args.command}{to} --help'")
     args.rest = rest
     return args
 
@@ -56,7 +61,7 @@ def _join_values(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _make_parser() -> _Parser:
+def _make_parser(words: Sequence[str]) -> _Parser:
     parser = _Parser(
         prog="pgplan",
         allow_abbrev=False,
@@ -69,6 +74,8 @@ def _make_parser() -> _Parser:
     export = _add_command(commands, "export", "write a plan as an engine's configuration")
     export.add_argument("plan", metavar="PLAN.json", help="what 'pgplan plan -o' wrote")
     export.add_argument("--to", metavar="ENGINE", help="e.g. sglang, megatron; default: the plan's own")
+    if "export" in words:
+        _add_exporter_options(export, words)
     check = _add_command(commands, "check", "hold a plan against the start-up log of its engine")
     check.add_argument("plan", metavar="PLAN.json", help="what 'pgplan plan -o' wrote")
     check.add_argument("--log", metavar="FILE", required=True, help="what vLLM or SGLang printed")
@@ -91,6 +98,8 @@ def _make_parser() -> _Parser:
         _add_json(_add_command(commands, name, summary))
     lab = _add_command(commands, "lab", "open JupyterLab on a fresh copy of the notebooks")
     lab.epilog = "Other options go to JupyterLab, e.g. pgplan lab --no-browser --port=8899"
+    app = _add_command(commands, "app", "serve the planner without code cells to browsers of this machine")
+    app.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser
 
 
@@ -99,6 +108,26 @@ def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentPar
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
     )
     return command
+
+
+def _add_exporter_options(export: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add the options of the exporter that ``--to`` names; without it, of those that plans are made for."""
+    ahead = _Parser(prog="pgplan export", add_help=False, allow_abbrev=False)
+    ahead.add_argument("--to")
+    to = ahead.parse_known_args(words)[0].to
+    kinds = [type(find_exporter(name)) for name in ([to] if to else engine_names())]
+    known = {option.name: option for kind in kinds for option in options_of(kind).values()}
+    group = export.add_argument_group(f"options of {to or 'the engines'}")
+    for option in known.values():
+        if option.type is bool:
+            given: dict[str, Any] = {"action": "store_false" if option.default else "store_true"}
+        else:
+            given = {"type": _whole if option.type is int else str, "choices": option.choices or None}
+            given["metavar"] = option.usage.partition(" ")[2]
+        dest = f"{EXPORTER_OPTION}{option.name}"
+        group.add_argument(option.flag, dest=dest, default=argparse.SUPPRESS, help=option.about, **given)
+    if not to:
+        export.epilog = "'pgplan export --to ENGINE --help' shows the options of another."
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import cast
 
 import pgplan
+from pgplan.cli.app import serve
+from pgplan.cli.arguments import EXPORTER_OPTION
 from pgplan.cli.files import read_text, write_files
 from pgplan.cli.listings import print_engines, print_gpus, print_models
 from pgplan.errors import HardwareError, LaunchError, ModelError, PgplanError, PlanError
@@ -108,7 +110,12 @@ def _report(result: Plan, other: Plan | None) -> None:
 
 def _export(args: Namespace) -> int:
     result = Plan.from_json(read_text(args.plan, what="a plan"))
-    print(result.export(args.to), end="")
+    options = {
+        name.removeprefix(EXPORTER_OPTION): value
+        for name, value in vars(args).items()
+        if name.startswith(EXPORTER_OPTION)
+    }
+    print(result.export(args.to, **options), end="")
     if result.fits:
         return 0
     sys.stdout.flush()
@@ -153,6 +160,10 @@ def _lab(args: Namespace) -> int:
     os.execv(sys.executable, [*command, *args.rest, *(str(folder / first.name) for first in notebooks[:1])])
 
 
+def _app(args: Namespace) -> int:
+    return serve(_notebooks() / "00_planner.ipynb", with_browser=not args.no_browser)
+
+
 def _notebooks() -> Path:
     """Return the folder of the packaged notebooks; a checkout has them beside the package."""
     package = Path(pgplan.__file__).parent
@@ -171,4 +182,5 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "gpus": print_gpus,
     "engines": print_engines,
     "lab": _lab,
+    "app": _app,
 }
