@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pgplan.cost.memory import graph_bytes
@@ -32,11 +33,11 @@ def evaluate(
     memory = [costing.stage_memory(stage, *span) for stage, span in enumerate(ranges)]
     capacity = costing.kv_rule.capacity(ranges, memory)
     workload = costing.workload
-    units = min(
-        costing.kv_rule.units(*span, budget)
-        for span, budget in zip(ranges, _effective_budgets(costing, capacity), strict=True)
-    )
+    budgets = _effective_budgets(costing, capacity)
+    units = min(costing.kv_rule.units(*span, budget) for span, budget in zip(ranges, budgets, strict=True))
     held = requests_held(costing, units)
+    if capacity.state_requests is not None:
+        held = min(held, capacity.state_requests)
     served = max(1, min(workload.concurrency, costing.settings.max_num_seqs, held))
     microbatches, batch = costing.microbatches(served)
     prefill, decode = costing.prefill_times(), costing.decode_times(batch)
@@ -44,7 +45,11 @@ def evaluate(
     prefill_flow = _flow(costing, prefill, split, microbatches=min(costing.cluster.pp_size, chunks))
     decode_flow = _flow(costing, decode, split, microbatches=microbatches)
     stages = tuple(
-        _stage(costing, memory[stage], capacity, prefill=prefill, decode=decode, stage=stage, span=span)
+        replace(
+            _stage(costing, memory[stage], capacity, prefill=prefill, decode=decode, stage=stage, span=span),
+            state_bytes=costing.kv_rule.state_bytes(*span, budgets[stage], requests=served),
+            state_bytes_per_sequence=costing.kv_rule.sequence_bytes(*span),
+        )
         for stage, span in enumerate(ranges)
     )
     problems = _problems(costing, capacity, held)

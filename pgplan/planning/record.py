@@ -49,7 +49,10 @@ class StagePlan:
         kv_budget_bytes: What is left of the budget for the KV cache; negative: the stage does not fit.
         kv_bytes_per_token: KV bytes per token of context (windows not yet full).
         kv_tokens: Tokens that this stage alone could hold.
-        kv_used_bytes: KV bytes in use once every stage holds as much as the tightest one.
+        kv_used_bytes: KV bytes in use once every stage holds as much as the tightest one, recurrent state
+            included.
+        state_bytes: Recurrent state among them: of the running requests, or of the pool that is kept for it.
+        state_bytes_per_sequence: What one request takes of it, however long it grows.
         prefill_s, decode_s: Seconds of compute for one microbatch.
         prefill_handoff_s, decode_handoff_s: Seconds to hand its activations to the next stage.
         prefill_parts, decode_parts: Where the compute time goes, as ``(part, seconds)``.
@@ -77,6 +80,8 @@ class StagePlan:
     kv_bytes_per_token: int
     kv_tokens: int
     kv_used_bytes: int
+    state_bytes: int = 0
+    state_bytes_per_sequence: int = 0
     prefill_s: float
     decode_s: float
     prefill_handoff_s: float
@@ -102,6 +107,11 @@ class StagePlan:
     def overhead_bytes(self) -> int:
         """Return what the process takes beside the model: context, libraries, CUDA graphs."""
         return self.graph_bytes + self.context_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """Return the KV bytes in use for keys and values of tokens, without recurrent state."""
+        return self.kv_used_bytes - self.state_bytes
 
     @property
     def used_bytes(self) -> int:

@@ -22,6 +22,7 @@ _SIZES = (
     ("cuda_graphs_gib", "graph_bytes"),
     ("cuda_context_gib", "context_bytes"),
     ("kv_used_gib", "kv_used_bytes"),
+    ("state_gib", "state_bytes"),
     ("kv_stranded_gib", "stranded_kv_bytes"),
     ("kv_budget_gib", "kv_budget_bytes"),
     ("budget_gib", "budget_bytes"),

@@ -43,6 +43,7 @@ PARTS: tuple[Part, ...] = (
     Part(key="head", label="norm and head", colour="#E69F00", hatch="dots"),
     Part(key="towers", label="towers", colour="#F0E442", hatch="bands"),
     Part(key="activations", label="activations, logits", colour="#CC79A7", hatch="dashes"),
+    Part(key="state", label="recurrent state", colour="#009E73", hatch="dots"),
     Part(key="kv", label="KV cache", colour="#3FC199"),
     Part(key="stranded", label="stranded KV", colour="none", ink="currentColor", hatch="stripes"),
     Part(key="overhead", label="CUDA context, graphs", colour="#8C939D", hatch="bands"),
@@ -252,7 +253,8 @@ def _row(plan: Plan, stage: StagePlan, *, tightest: int, with_gpu: bool) -> Row:
         "head": stage.head_bytes,
         "towers": stage.tower_bytes,
         "activations": stage.activation_bytes + stage.logits_bytes,
-        "kv": stage.kv_used_bytes,
+        "state": stage.state_bytes,
+        "kv": stage.token_bytes,
         "stranded": stage.stranded_kv_bytes,
         "overhead": stage.overhead_bytes,
     }
@@ -282,7 +284,9 @@ def _hover(stage: StagePlan) -> str:
         ("logits and sampler", stage.logits_bytes),
         ("CUDA graphs", stage.graph_bytes),
         ("CUDA context and libraries", stage.context_bytes),
-        ("KV cache in use", stage.kv_used_bytes),
+        ("recurrent state", stage.state_bytes),
+        ("recurrent state per request", stage.state_bytes_per_sequence),
+        ("KV cache in use", stage.token_bytes),
         ("KV memory stranded by the tightest stage", stage.stranded_kv_bytes),
     )
     lines = [f"stage {stage.stage} on {stage.gpu}: layers {stage.start} to {stage.stop - 1}"]

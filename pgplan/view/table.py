@@ -74,6 +74,7 @@ def stage_table(plan: Plan) -> Table:
         return column(title, "ms", lambda stage: milliseconds(seconds(stage)), total=milliseconds(total_s))
 
     towers = [memory("towers", lambda stage: stage.tower_bytes)] if any(s.tower_bytes for s in stages) else []
+    states = [memory("state", lambda stage: stage.state_bytes)] if any(s.state_bytes for s in stages) else []
     holds = (
         column("layers", "", lambda stage: str(stage.num_layers), total=str(plan.model.num_layers)),
         column("range", "", lambda stage: f"{stage.start}-{stage.stop - 1}"),
@@ -84,6 +85,7 @@ def stage_table(plan: Plan) -> Table:
         memory("activ.", lambda stage: stage.activation_bytes + stage.logits_bytes),
         memory("other", lambda stage: stage.overhead_bytes),
         column("KV", "GiB", lambda stage: gib(stage.kv_budget_bytes)),
+        *states,
         column(
             "KV tokens", "", lambda stage: short_count(stage.kv_tokens), total=short_count(plan.kv_tokens)
         ),
