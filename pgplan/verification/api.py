@@ -10,7 +10,7 @@ from typing import Any
 
 from pgplan.codec import from_data
 from pgplan.errors import BackendError, ModelError
-from pgplan.launcher import Event, launch
+from pgplan.launcher import Event, Run, start
 from pgplan.launcher.backends import Backend, visible_gpus
 from pgplan.launcher.show import Show
 from pgplan.planning import Plan
@@ -29,6 +29,7 @@ def verify(
     backend: Backend = "auto",
     timeout: float | None = 600.0,
     on_event: Callable[[Event], None] | None = None,
+    on_run: Callable[[Run], None] | None = None,
     show: Show | None = None,
     log_dir: str | Path | None = None,
 ) -> Verification:
@@ -43,6 +44,7 @@ def verify(
         backend: ``"nccl"``, ``"gloo"``, or ``"auto"`` for NCCL where the GPUs allow it.
         timeout: When to give up, in seconds, for each run of processes.
         on_event: Called with every event of the processes.
+        on_run: Called with each run of processes as it starts, e.g. to keep it for ``cancel``.
         show: ``"terminal"`` or ``"notebook"`` to show progress there.
         log_dir: Where each rank's output goes.
 
@@ -72,7 +74,7 @@ def verify(
         )
 
     def run(ranks: int, alone: int | None) -> Sequence[dict[str, Any]]:
-        return launch(
+        under_way = start(
             _ENTRY,
             ranks=ranks,
             backend=chosen,
@@ -82,7 +84,10 @@ def verify(
             on_event=on_event,
             show=show,
             log_dir=log_dir,
-        ).results
+        )
+        if on_run is not None:
+            on_run(under_way)
+        return under_way.wait().results
 
     if mode == "pipeline":
         rows = list(run(plan.pp_size * plan.tp_size, None))

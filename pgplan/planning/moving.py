@@ -1,0 +1,115 @@
+"""Say what moving one layer would bring, and what the engine's own split would be worth."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from pgplan.engines import find_engine
+from pgplan.errors import PgplanError
+from pgplan.planning.costing import Costing
+from pgplan.planning.evaluating import evaluate
+from pgplan.planning.record import Plan, split_ranges
+
+# A gain below this is within the last digits of the sums.
+_LEAST_GAIN = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Describe one layer's move from one stage to another.
+
+    Args:
+        source, target: The stages; the cuts between them move along.
+        split: What it leads to.
+        quantity: What gains: ``"decode"``, ``"prefill"``, ``"kv"`` or ``"memory"``.
+        gain: By how much, as a fraction; for ``"memory"`` in bytes of the tightest stage.
+    """
+
+    source: int
+    target: int
+    split: tuple[int, ...]
+    quantity: str
+    gain: float
+
+
+def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
+    """Return the move of one layer off the bottleneck that helps most; ``None``: none helps.
+
+    Only a move that takes a layer from the stage that holds the plan back can help, to a neighbour or to
+    the stage with the most to spare, which moves the cuts between them by one.
+
+    >>> from pgplan import Cluster, plan
+    >>> made = plan("llama-3.1-70b", Cluster.uniform("H200", pp_size=4), split="14,26,22,18")
+    >>> move = best_move(made)
+    >>> move.source, move.quantity, move.gain > 0
+    (1, 'decode', True)
+    """
+    if plan.pp_size == 1 or plan.bottleneck.stage in pinned:
+        return None
+    costing = Costing(plan.model, plan.cluster, plan.workload, find_engine(plan.engine))
+    quantity = plan.bottleneck.resource
+    # The plan itself is evaluated again, so that both sides rest on the same rates.
+    now = _worth(evaluate(costing, plan.split), quantity)
+    found: Move | None = None
+    for target, split in _moves(plan, pinned):
+        worth = _worth(evaluate(costing, split), quantity)
+        gain = worth - now if quantity == "memory" else worth / now - 1 if now > 0 else 0.0
+        if gain > max(_LEAST_GAIN, found.gain if found else 0.0):
+            found = Move(
+                source=plan.bottleneck.stage, target=target, split=split, quantity=quantity, gain=gain
+            )
+    return found
+
+
+def own_split_plan(plan: Plan) -> Plan | None:
+    """Return the plan with the engine's own split; ``None``: it has none that can run."""
+    engine = find_engine(plan.engine)
+    try:
+        split = engine.default_split(plan.model.num_layers, plan.pp_size)
+    except PgplanError:
+        return None
+    if min(split) < 1:
+        return None
+    return evaluate(Costing(plan.model, plan.cluster, plan.workload, engine), split)
+
+
+def _moves(plan: Plan, pinned: Collection[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    source = plan.bottleneck.stage
+    if plan.split[source] == 1:
+        return
+    spare = max(
+        (stage for stage in plan.stages if stage.stage != source and stage.stage not in pinned),
+        key=lambda stage: (-_busy_s(plan, stage.stage), stage.kv_tokens),
+        default=None,
+    )
+    roomy = max(
+        (stage for stage in plan.stages if stage.stage != source and stage.stage not in pinned),
+        key=lambda stage: stage.kv_tokens,
+        default=None,
+    )
+    targets = [source - 1, source + 1, *(stage.stage for stage in (spare, roomy) if stage is not None)]
+    forbidden = {cut for cut, _ in plan.model.forbidden_cuts}
+    for target in dict.fromkeys(targets):
+        if not 0 <= target < plan.pp_size or target in pinned:
+            continue
+        counts = list(plan.split)
+        counts[source] -= 1
+        counts[target] += 1
+        if not forbidden & {stop for _, stop in split_ranges(tuple(counts))}:
+            yield target, tuple(counts)
+
+
+def _busy_s(plan: Plan, stage: int) -> float:
+    found = plan.stages[stage]
+    if plan.bottleneck.resource == "prefill":
+        return found.prefill_s + found.prefill_handoff_s
+    return found.decode_s + found.decode_handoff_s
+
+
+def _worth(plan: Plan, quantity: str) -> float:
+    if quantity == "memory":
+        return float(min(stage.kv_budget_bytes for stage in plan.stages))
+    if quantity == "kv":
+        return float(plan.kv_tokens)
+    return plan.prefill_tokens_per_s if quantity == "prefill" else plan.decode_tokens_per_s
