@@ -263,6 +263,52 @@ def test_export_takes_the_engine_or_the_plans_own(tmp_path):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+def test_export_takes_the_options_of_each_exporter(tmp_path):
+    pgplan(f"{PLAN} --split 20,21,20,19 -o plan.json", cwd=tmp_path)
+    plan = pg.Plan.from_json((tmp_path / "plan.json").read_text())
+    for words, engine, options in (
+        ("--nodes 2", None, {"nodes": 2}),
+        ("--to vllm --nodes=2 --no-ray", "vllm", {"nodes": 2, "ray": False}),
+        ("--to megatron --virtual-stages 2", "megatron", {"virtual_stages": 2}),
+        ("--to torchtitan --form weights", "torchtitan", {"form": "weights"}),
+        ("--override-tensor --to llama.cpp", "llama.cpp", {"override_tensor": True}),
+        ("--to deepspeed --items-after 0", "deepspeed", {"items_after": 0}),
+    ):
+        # An option may stand before the plan as well.
+        for line in (f"export plan.json {words}", f"export {words} plan.json"):
+            done = pgplan(line, cwd=tmp_path)
+            assert (done.returncode, done.stdout, done.stderr) == (0, plan.export(engine, **options), ""), (
+                line
+            )
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (
+            "--to megatron --chunks 2",
+            "--chunks 2 is not understood; see 'pgplan export --to megatron --help'",
+        ),
+        ("--to megatron --nodes 2", "--nodes 2 is not understood"),
+        ("--to sglang --no-ray", "--no-ray is not understood"),
+        ("--virtual-stages 2", "--virtual-stages 2 is not understood; see 'pgplan export --help'"),
+        ("--to megatron --form dsl", "argument --form: invalid choice: 'dsl' (choose from"),
+        ("--nodes two", "must be a whole number such as 4, got 'two'"),
+        ("--nodes -2", "nodes is at least 1, got -2"),
+        ("--nodes 3", "4 stages of 1 GPUs do not spread over 3 nodes; give nodes 1 or 2 or 4"),
+        ("--nodes", "argument --nodes: expected one argument"),
+        ("--to", "argument --to: expected one argument"),
+        ("--to megatron --virtual-stages 20", "give virtual_stages 19 or less"),
+        ("--to megatron --form counts", "use the layout (form 'layout'): Et*20|t*21|t*20|t*19,L"),
+    ],
+)
+def test_wrong_exporter_options_are_one_line(words, complaint, tmp_path):
+    pgplan(f"{PLAN} --split 20,21,20,19 -o plan.json", cwd=tmp_path)
+    done = pgplan(f"export plan.json {words}", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert complaint in done.stderr
+
+
 def test_export_warns_of_a_plan_that_does_not_fit(tmp_path):
     pgplan("plan llama-3.1-70b --gpu L4 --pp 4 -o plan.json", cwd=tmp_path)
     done = pgplan("export plan.json", cwd=tmp_path)
@@ -370,7 +416,7 @@ def test_lab_says_that_jupyterlab_is_missing(tmp_path):
 
 
 def test_help_and_version(tmp_path):
-    for words in ("--help", "plan --help", "export --help", "lab --help"):
+    for words in ("--help", "plan --help", "export --help", "export --to llama.cpp --help", "lab --help"):
         done = pgplan(words, cwd=tmp_path, env={"COLUMNS": "80"})
         assert (done.returncode, done.stderr) == (0, "")
         assert max(map(len, done.stdout.splitlines())) <= 80

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pgplan.codec import to_data
-from pgplan.engines import Engine, exporter_names, find_exporter
+from pgplan.engines import Engine, exporter_names, find_exporter, options_of
 from pgplan.hardware import find_gpu, gpu_names
 from pgplan.model import catalogue_entry, catalogue_names, load_model
 from pgplan.split import format_split
@@ -87,6 +87,7 @@ def print_engines(args: Namespace) -> int:
                     "version": exporter.version,
                     "plans": isinstance(exporter, Engine),
                     "syntax": exporter.syntax,
+                    "options": [option.usage for option in options_of(type(exporter)).values()],
                 }
                 for exporter in exporters
             ]
@@ -103,6 +104,11 @@ def print_engines(args: Namespace) -> int:
     ]
     _print_table(("engine", "version", "plans", "62 layers on 4", "reads its split from"), rows)
     print("\nplans: its memory is known, so plans are made for it; all can be exported to")
+    print("\noptions of pgplan export:")
+    for exporter in exporters:
+        options = [option.usage for option in options_of(type(exporter)).values()]
+        if options:
+            print(f"  --to {exporter.name} [{'] ['.join(options)}]")
     return 0
 
 

@@ -54,7 +54,7 @@ class VLLM(Engine):
     Args:
         version: Its release.
         nodes: Machines that the launch line spreads the stages over.
-        ray: Whether Ray joins the machines; else vLLM is started on each of them.
+        ray: Have Ray join the machines; without it vLLM is started on each of them.
     """
 
     name = "vllm"
