@@ -205,6 +205,35 @@ def test_a_log_of_sglang_is_read() -> None:
     assert swapped == log
 
 
+def test_a_log_of_sglang_0_5_23_is_read() -> None:
+    # Settings are printed as a dictionary; the pool is sized after the graphs are captured, and what is said
+    # of it before is address space.
+    text = """\
+[2026-11-22 10:00:01] server_args={'model_path': 'some/model', 'pp_size': 2, 'tp_size': 1, 'chunked_prefill_size': 4096}
+[2026-11-22 10:00:50 PP0] Load weight end. elapsed=29.80 s, type=LlamaForCausalLM, avail mem=104.90 GB, mem usage=34.00 GB.
+[2026-11-22 10:00:51 PP1] Load weight end. elapsed=30.80 s, type=LlamaForCausalLM, quant=fp8, avail mem=104.90 GB, mem usage=34.10 GB.
+[2026-11-22 10:00:53 PP0] KV Cache VA upper bound. dtype: torch.bfloat16, #tokens: 9000000, K size: 500.00 GB, V size: 500.00 GB
+[2026-11-22 10:01:03 PP0] Capture target prefill CUDA graph end. elapsed=2.04 s, mem usage=0.30 GB, avail mem=12.30 GB.
+[2026-11-22 10:01:04 PP0] Capture target decode CUDA graph end. bs=[1, 2, 4], elapsed=8.04 s, mem usage=0.80 GB, avail mem=12.30 GB.
+[2026-11-22 10:01:04 PP0] Post-capture KV sizing: KV cache allocated. dtype: torch.bfloat16, #tokens: 1178012, KV size: 89.88 GB, avail mem=12.30 GB
+[2026-11-22 10:01:05 PP0] max_total_num_tokens=1178012, chunked_prefill_size=4096, max_prefill_tokens=16384, max_running_requests=2048, context_len=8192, available_gpu_mem=12.30 GB
+"""  # noqa: E501
+    log = read(text, engine="sglang", pp_size=2)
+    assert log.weights_gib == {Worker(0): 34.0, Worker(1): 34.1}
+    assert log.kv_memory_gib == {Worker(0): 89.88}
+    assert log.graphs_gib == {Worker(0): 0.8}
+    assert log.kv_tokens == 1_178_012
+    assert log.settings == {
+        "pp_size": 2,
+        "tp_size": 1,
+        "max_num_batched_tokens": 4096,
+        "max_model_len": 8192,
+    }
+    # The last start counts, here as with ServerArgs(...).
+    again = read(text.replace("34.00", "1.00") + text, engine="sglang", pp_size=2)
+    assert again == log
+
+
 def test_a_log_that_says_what_sglang_would_agrees() -> None:
     plan = plan_of(engine="sglang")
     lines = []
