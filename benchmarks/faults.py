@@ -6,7 +6,8 @@
 
 One line per row and number of ranks. Clocks are the host's monotonic one, which all processes share; a
 worker says when it is about to fail in its last event. ``detected`` is when the launcher begins to end the
-run (for a run that times out: after its limit), ``gone`` when ``wait`` raises, with every process reaped.
+run (for a run that times out: after its limit; for a stranger: when it is turned away), ``gone`` when
+``wait`` raises, with every process reaped (for a stranger: when the group, with its last rank, has talked round).
 A row is good if every repetition named the right rank and cause and left no process behind, within the
 limits of the matrix: detected in 1 s, gone 2 s later (a deaf rank: after its 2 s of grace).
 
@@ -35,6 +36,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import stranger_rows  # noqa: E402
 
 from pgplan.errors import LaunchError, LaunchTimeoutError  # noqa: E402
 from pgplan.launcher import Event, Worker, launch, start  # noqa: E402
@@ -263,6 +266,15 @@ def rows(backend: str, counts: list[int], *, quick: bool) -> Iterator[Row]:
             ):
                 act = functools.partial(hit_launcher, ranks, number, from_thread=from_thread)
                 yield Row(name, ranks, act, None, 1.0)
+            for how in stranger_rows.STRANGERS:
+                act = functools.partial(stranger_rows.stranger, how, ranks)
+                yield Row(f"stranger: {how}", ranks, act, DETECT_S, 1.0)
+            yield Row(
+                "message above the limit", ranks, functools.partial(stranger_rows.too_large, ranks), None, 1.0
+            )
+            steps = stranger_rows.LEAK_STEPS // (100 if quick else 1)
+            act = functools.partial(stranger_rows.leak, ranks, steps=steps)
+            yield Row(f"{steps:,} broadcasts and barriers", ranks, act, None, 600, at_most=1)
     if not on_gpus:
         fifty, thousand = (10, 20) if quick else (50, 1000)
         yield Row(
