@@ -7,7 +7,7 @@
 One line per row and number of ranks. Clocks are the host's monotonic one, which all processes share; a
 worker says when it is about to fail in its last event. ``detected`` is when the launcher begins to end the
 run (for a run that times out: after its limit; for a stranger: when it is turned away), ``gone`` when
-``wait`` raises, with every process reaped (for a stranger: when the group, with its last rank, has talked round).
+``wait`` raises, with every process reaped (for a stranger: when the group is whole and has talked round).
 A row is good if every repetition named the right rank and cause and left no process behind, within the
 limits of the matrix: detected in 1 s, gone 2 s later (a deaf rank: after its 2 s of grace).
 
