@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pgplan.errors import SplitError as SplitError
     from pgplan.errors import WorkloadError as WorkloadError
     from pgplan.hardware import GPU as GPU
+    from pgplan.hardware import Calibration as Calibration
     from pgplan.hardware import Cluster as Cluster
     from pgplan.hardware import Link as Link
     from pgplan.hardware import find_gpu as find_gpu
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pgplan.planning import Plan as Plan
     from pgplan.planning import plan as plan
     from pgplan.verification import Verification as Verification
+    from pgplan.verification import calibrate as calibrate
     from pgplan.verification import verify as verify
     from pgplan.widgets import Planner as Planner
     from pgplan.workload import Workload as Workload
@@ -60,11 +62,11 @@ _HOMES = {
         "SplitError",
         "WorkloadError",
     ),
-    "pgplan.hardware": ("GPU", "Cluster", "Link", "find_gpu", "gpu_names", "local_cluster"),
+    "pgplan.hardware": ("GPU", "Calibration", "Cluster", "Link", "find_gpu", "gpu_names", "local_cluster"),
     "pgplan.logs": ("check_log",),
     "pgplan.model": ("ModelSpec", "catalogue_names", "load_model"),
     "pgplan.planning": ("Plan", "plan"),
-    "pgplan.verification": ("Verification", "verify"),
+    "pgplan.verification": ("Verification", "calibrate", "verify"),
     "pgplan.widgets": ("Planner",),
     "pgplan.workload": ("Workload",),
 }
@@ -72,6 +74,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "GPU",
+    "Calibration",
     "Cluster",
     "EngineError",
     "GroupError",
@@ -88,6 +91,7 @@ __all__ = [
     "Verification",
     "Workload",
     "WorkloadError",
+    "calibrate",
     "catalogue_names",
     "check_log",
     "engine_names",

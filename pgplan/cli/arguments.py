@@ -90,6 +90,7 @@ def _make_parser(words: Sequence[str]) -> _Parser:
     )
     verify.add_argument("-o", dest="output", metavar="FILE", help="write the record as JSON")
     _add_json(verify)
+    _add_calibrate(commands)
     for name, summary in (
         ("models", "list the models that are known by name"),
         ("gpus", "list the GPUs that are known by name"),
@@ -101,6 +102,16 @@ def _make_parser(words: Sequence[str]) -> _Parser:
     app = _add_command(commands, "app", "serve the planner without code cells to browsers of this machine")
     app.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = _add_command(commands, "calibrate", "measure a model's layers and the links of this machine")
+    calibrate.add_argument("model", metavar="MODEL", help="a catalogue name, a config.json or its folder")
+    calibrate.add_argument("-o", dest="output", metavar="FILE", help="write it, or add it to what is there")
+    calibrate.add_argument("--gpu-count", type=_whole, metavar="N", help="GPUs to use (default: all)")
+    calibrate.add_argument("--tp", metavar="A,B,...", help="tensor parallelism to time (default: 1,2,4,...)")
+    calibrate.add_argument("--quick", action="store_true", help="measure at fewer sizes")
+    _add_json(calibrate)
 
 
 def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
@@ -159,6 +170,7 @@ def _add_plan(commands: Any) -> None:
     hidden = ("--expert-parallel", "--enable-expert-parallel")
     how.add_argument(*hidden, action=_ExpertParallel, nargs=0, help=argparse.SUPPRESS)
 
+    how.add_argument("--calibration", metavar="FILE", help="what 'pgplan calibrate' wrote, or a GPU's name")
     load = plan.add_argument_group("workload", "the engine's own limits where nothing is given")
     for name, meaning in (
         ("--prompt-tokens", "tokens of each prompt"),

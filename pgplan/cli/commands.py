@@ -22,7 +22,7 @@ from pgplan.cli.arguments import EXPORTER_OPTION
 from pgplan.cli.files import read_text, write_files
 from pgplan.cli.listings import print_engines, print_gpus, print_models
 from pgplan.errors import HardwareError, LaunchError, ModelError, PgplanError, PlanError
-from pgplan.hardware import Cluster, local_cluster
+from pgplan.hardware import Calibration, Cluster, cpu_device, local_cluster
 from pgplan.logs import check_log
 from pgplan.model import ModelSpec, load_model
 from pgplan.model.config import MAX_LAYERS
@@ -42,6 +42,7 @@ def _plan(args: Namespace) -> int:
         workload=_workload(args),
         engine=args.engine,
         objective=cast(Objective, args.objective),
+        calibration=args.calibration,
     )
     other = make(split=args.compare_with) if args.compare_with else None
     result = make(split=args.split)
@@ -77,7 +78,9 @@ def _cluster(args: Namespace, *, num_layers: int) -> Cluster:
         return local_cluster(pp_size=args.pp, tp_size=args.tp)
     if args.pp is None:
         raise HardwareError(f"--gpu {args.gpu} needs the number of stages, got no --pp; give e.g. --pp 4")
-    return Cluster.uniform(args.gpu, pp_size=args.pp, tp_size=args.tp)
+    # What was calibrated on this machine's CPU can be planned for, too.
+    device = cpu_device() if args.gpu.lower() == "cpu" else args.gpu
+    return Cluster.uniform(device, pp_size=args.pp, tp_size=args.tp)
 
 
 def _workload(args: Namespace) -> Workload:
@@ -173,11 +176,43 @@ def _notebooks() -> Path:
     raise PgplanError(f"this installation has no notebooks beside {package}; install pgplan from its wheel")
 
 
+def _calibrate(args: Namespace) -> int:
+    from pgplan.verification.calibrating import calibrate, extend, summary
+
+    model = load_model(args.model)
+    known = Calibration.load(args.output) if args.output and Path(args.output).exists() else None
+    tp_sizes = None if args.tp is None else [_tp_size(word) for word in args.tp.split(",")]
+    try:
+        found = calibrate(
+            model,
+            gpu_count=args.gpu_count,
+            tp_sizes=tp_sizes,
+            quick=args.quick,
+            show=None if args.json else "terminal",
+        )
+    except LaunchError as error:
+        print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        raise
+    if known is not None:
+        found = extend(known, found, models=[model])
+    if args.output:
+        found.save(args.output)
+    print(found.to_json() if args.json else summary(found))
+    return 0
+
+
+def _tp_size(word: str) -> int:
+    if not word.strip().isdecimal() or int(word) < 1:
+        raise HardwareError(f"--tp takes whole numbers of at least 1, got {word!r}; give e.g. --tp 1,2")
+    return int(word)
+
+
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "plan": _plan,
     "export": _export,
     "check": _check,
     "verify": _verify,
+    "calibrate": _calibrate,
     "models": print_models,
     "gpus": print_gpus,
     "engines": print_engines,

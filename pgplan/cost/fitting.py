@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 
 from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.cost.rates import Rates, Work
-from pgplan.cost.timing import Batch, embedding_work, head_work, layer_work
+from pgplan.cost.timing import Batch, head_work, layer_work
 from pgplan.hardware import GPU, Calibration
 from pgplan.hardware.calibration import Efficiencies, EndTimes, Fit, LayerTimes
 from pgplan.model.spec import ModelSpec
@@ -65,9 +65,9 @@ def with_fit(calibration: Calibration, models: Sequence[ModelSpec], gpu: GPU) ->
             others = [point for point in points if point.model != name]
             unseen = [point for point in points if point.model == name]
             misses += _misses(unseen, fit_rates(others, gpu))
-    found = {name: getattr(rates.shares, name) for name in sorted(seen_classes(points, rates))}
     fit = Fit(
-        efficiencies=Efficiencies(**found),
+        efficiencies=rates.shares,
+        seen=tuple(sorted(seen_classes(points, rates))),
         error=round(sorted(misses)[math.ceil(0.9 * len(misses)) - 1], 4),
         points=len(points),
         left_out=len(names) > 1,
@@ -98,9 +98,7 @@ def _layer_points(model: ModelSpec, kind: int, times: LayerTimes) -> Iterable[Po
 
 
 def _end_points(model: ModelSpec, times: EndTimes) -> Iterable[Point]:
-    for tokens, seconds in zip(times.embedding.sizes, times.embedding.seconds, strict=True):
-        batch = _batch(model, tokens=tokens, context=1, decode=True)
-        yield Point(model=model.name, work=embedding_work(model, batch), seconds=seconds)
+    # An embedding is looked up in microseconds, of which nothing is to be learnt for layers.
     for rows, seconds in zip(times.head.sizes, times.head.seconds, strict=True):
         batch = _batch(model, tokens=rows, context=1, decode=True)
         work = head_work(model, rows, batch, tp_size=times.tp_size)

@@ -6,6 +6,7 @@ q, k, v the sizes on one rank:
 
     dense MLP       T * (2h + 2I + I)              residual, normed input, gate and up, their product
     attention       T * (2h + (q + k + v) + o)     residual, normed input, projections, attention output
+    recurrence      T * (2h + p + c + o)           the same with projections p and convolved channels c
     routed experts  T * (3h + k*max(I,h) + k*max(2I,h))   the two workspaces of a grouped expert kernel
 
 For Llama-3.1-70B and Qwen3-8B on H200s the dense line accounts for what vLLM 0.24 set aside within 1 MiB
@@ -44,15 +45,16 @@ def activation_bytes(
 ) -> int:
     """Return the peak of one layer's forward pass over ``tokens`` tokens on one rank, in bytes."""
     hidden = model.hidden_size
-    sizes = [attention_width(layer, tp_size=tp_size), mlp_width(layer, hidden, tp_size=tp_size)]
+    sizes = [mixer_width(layer, tp_size=tp_size), mlp_width(layer, hidden, tp_size=tp_size)]
     return tokens * (2 * hidden + max(sizes)) * element_bytes
 
 
-def attention_width(layer: LayerSpec, *, tp_size: int) -> int:
-    """Count the elements per token that attention keeps alive: its projections and its output."""
-    projections = output = 0
+def mixer_width(layer: LayerSpec, *, tp_size: int) -> int:
+    """Count the elements per token that attention or recurrence keep alive: projections and outputs."""
+    projections = layer.state.on_rank(tp_size=tp_size).channels if layer.state else 0
+    output = 0
     for weight in layer.weights:
-        if weight.part == "attention" and weight.is_matrix:
+        if weight.part in ("attention", "mixer") and weight.is_matrix:
             rows, cols = rank_shape(weight, tp_size=tp_size)
             if weight.shard == "row":
                 output = max(output, cols)
@@ -71,8 +73,9 @@ def mlp_width(layer: LayerSpec, hidden: int, *, tp_size: int) -> int:
         if weight.part in ("mlp", "shared_experts"):
             dense += cols if weight.shard == "row" else rows
         elif weight.part == "experts" and weight.shard == "row":
-            visited = layer.experts_per_token
-            routed = visited * max(cols, hidden) + visited * max(2 * cols, hidden) + hidden
+            # Experts of a latent space give back fewer features than the residual stream has.
+            visited, back = layer.experts_per_token, min(rows, hidden)
+            routed = visited * max(cols, back) + visited * max(2 * cols, back) + hidden
     return dense + routed
 
 

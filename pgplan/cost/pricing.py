@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pgplan.codec import to_data
@@ -83,7 +83,7 @@ class Pricer:
         self.notes: dict[str, None] = {}
         self._links = calibration.links if calibration else None
         self._fit = calibration.fit if calibration else None
-        self._rates = Rates.calibrated(gpu, self._fit.efficiencies) if self._fit else Rates.roofline(gpu)
+        self._rates = Rates.calibrated(gpu, self._fit) if self._fit else Rates.roofline(gpu)
         self._error = roofline_error(model)
         self._layers = [
             calibration.layer(layer_digest(kind), tp_size=tp_size) if calibration else None
@@ -95,6 +95,9 @@ class Pricer:
         """Price one layer of a kind (an index), without communication."""
         spec = self.model.kinds[kind]
         usual = self._estimate(layer_work(self.model, spec, batch, tp_size=self.tp_size))
+        if spec.state is not None:
+            # No calibration fits what a recurrence takes.
+            usual = replace(usual, tier="roofline", error=self._error)
         times = self._layers[kind]
         if times is None or batch.kv_element_bytes != batch.element_bytes:
             return usual

@@ -8,11 +8,11 @@ device. A calibration replaces them by what was fitted to layers measured on the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from pgplan.hardware import GPU
-from pgplan.hardware.calibration import Efficiencies
+from pgplan.hardware.calibration import Efficiencies, Fit
 from pgplan.model.spec import ModelSpec
 
 Tier = Literal["roofline", "calibrated", "measured"]
@@ -23,6 +23,7 @@ Streaming = Literal["weights", "expert_weights", "cache", "latent_cache", "copy"
 # How far stage times may be off, as a fraction. Dense layers were measured on H200s within a quarter. Stages
 # of routed experts and latent attention took up to 2.8 times the roofline there (plain torch 2.11, 4 layers
 # of Qwen3-30B-A3B and DeepSeek-V2-Lite to a stage): times of such models rank splits and say little more.
+# Recurrent layers (Mamba, linear attention) were not measured at all and get no better word.
 ROOFLINE_ERROR = 0.25
 ROOFLINE_ERROR_UNPROVEN = 2.0
 
@@ -68,8 +69,8 @@ class Rates:
 
     Args:
         gpu: The device.
-        shares: Shares of its data sheet; every class has one.
-        fitted: The classes that were fitted to measurements on the device.
+        shares: Shares of its data sheet.
+        fitted: The classes that are known from measurements on the device.
     """
 
     gpu: GPU
@@ -101,17 +102,9 @@ class Rates:
         )
 
     @classmethod
-    def calibrated(cls, gpu: GPU, found: Efficiencies) -> Rates:
-        """Take what was fitted to measurements; classes that they do not show stay at the roofline."""
-        shares = {field.name: getattr(found, field.name) for field in fields(found)}
-        usual = cls.roofline(gpu).shares
-        return cls(
-            gpu=gpu,
-            shares=Efficiencies(
-                **{name: getattr(usual, name) if share is None else share for name, share in shares.items()}
-            ),
-            fitted=frozenset(name for name, share in shares.items() if share is not None),
-        )
+    def calibrated(cls, gpu: GPU, fit: Fit) -> Rates:
+        """Take what was fitted to measurements."""
+        return cls(gpu=gpu, shares=fit.efficiencies, fitted=frozenset(fit.seen))
 
     def seconds(self, work: Work) -> float:
         """Return how long a piece of work takes."""
@@ -144,9 +137,7 @@ class Rates:
 
     def kernel_s(self, *, eager: bool) -> float:
         """Return the shortest time of a kernel."""
-        shares = self.shares
-        seconds = shares.eager_kernel_s if eager else shares.graph_kernel_s
-        return seconds or 0.0
+        return self.shares.eager_kernel_s if eager else self.shares.graph_kernel_s
 
 
 def roofline_error(model: ModelSpec) -> float:
@@ -157,7 +148,9 @@ def roofline_error(model: ModelSpec) -> float:
     (0.25, 2.0)
     """
     unproven = any(
-        kind.num_experts or (kind.attention is not None and kind.attention.kind == "mla")
+        kind.num_experts
+        or kind.state is not None
+        or (kind.attention is not None and kind.attention.kind == "mla")
         for kind in model.kinds
     )
     return ROOFLINE_ERROR_UNPROVEN if unproven else ROOFLINE_ERROR

@@ -16,14 +16,18 @@ from dataclasses import dataclass, replace
 
 from pgplan.cost.rates import Rates, Work
 from pgplan.cost.sharding import rank_bytes, rank_shape
-from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Weight
+from pgplan.model.flops import STATE_CHUNKS, state_flops
+from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, StateSpec, Weight
 
 Parts = tuple[tuple[str, float], ...]
 EMBEDDING, HEAD = "embedding", "head and sampler"
 
-# Kernels of a decoder layer as engines fuse it: two norms, four products, rotary, cache write, attention,
-# activation; a router adds top-k, sorting and the gather, MLA its two extra projections and norms.
-_KERNELS_DENSE = 10
+# Kernels of a decoder layer as engines fuse it. Attention: norm, two products, rotary, cache write and
+# attention; recurrence: norm, two products, convolution, gates, scan, gated norm; MLP: norm, two products,
+# activation. A router adds top-k, sorting and the gather, MLA its two extra projections and norms.
+_KERNELS_ATTENTION = 6
+_KERNELS_STATE = 7
+_KERNELS_MLP = 4
 _KERNELS_ROUTER = 5
 _KERNELS_MLA = 4
 
@@ -69,10 +73,13 @@ def layer_work(model: ModelSpec, layer: LayerSpec, batch: Batch, *, tp_size: int
     work = [
         product_work(weight, layer, batch, tp_size=tp_size) for weight in layer.weights if weight.is_matrix
     ]
-    kernels = _KERNELS_DENSE + (_KERNELS_ROUTER if layer.num_experts else 0)
+    kernels = (_KERNELS_MLP if layer.has_mlp else 0) + (_KERNELS_ROUTER if layer.num_experts else 0)
     if layer.attention is not None:
         work.append(_attention_work(layer.attention, batch, tp_size=tp_size))
-        kernels += _KERNELS_MLA if layer.attention.kind == "mla" else 0
+        kernels += _KERNELS_ATTENTION + (_KERNELS_MLA if layer.attention.kind == "mla" else 0)
+    if layer.state is not None:
+        work.append(state_work(layer.state, batch, tp_size=tp_size))
+        kernels += _KERNELS_STATE
     work.append(
         Work(
             part="element-wise",
@@ -165,6 +172,29 @@ def _attention_work(spec: AttentionSpec, batch: Batch, *, tp_size: int) -> Work:
         computing="latent" if latent else "attention",
         moved_bytes=kv_bytes,
         streaming="latent_cache" if latent else "cache",
+    )
+
+
+def state_work(spec: StateSpec, batch: Batch, *, tp_size: int) -> Work:
+    """Return the convolution and the recurrence of a layer.
+
+    Each sequence's state is read and written once; beside it go the convolution's inputs and outputs, the
+    recurrence's inputs and outputs, and in a chunked kernel the state at the end of every chunk, in fp32.
+    """
+    rank = spec.on_rank(tp_size=tp_size)
+    each = max(1, batch.tokens // batch.sequences)
+    chunk = min(STATE_CHUNKS.get(spec.kind, each), each)
+    state_bytes = rank.conv_elements * batch.element_bytes + rank.recurrent_elements * (
+        4 if spec.dtype == "float32" else batch.element_bytes
+    )
+    passing = (3 * rank.channels + rank.inner) * batch.element_bytes
+    between = 0.0 if batch.decode else 2 * 4 * rank.recurrent_elements / chunk
+    return Work(
+        part="recurrence",
+        operations=state_flops(rank, each) * batch.sequences,
+        computing="attention",
+        moved_bytes=2.0 * batch.sequences * state_bytes + batch.tokens * (passing + between),
+        streaming="copy",
     )
 
 

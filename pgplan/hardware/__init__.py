@@ -2,7 +2,7 @@
 
 from pgplan.hardware.calibration import Calibration, find_calibration
 from pgplan.hardware.cluster import Cluster, Link, own_link
-from pgplan.hardware.detect import detect_gpus, local_cluster
+from pgplan.hardware.detect import cpu_device, detect_gpus, known_gpu, local_cluster
 from pgplan.hardware.gpu import GPU, find_gpu, gpu_names
 
 __all__ = [
@@ -10,10 +10,12 @@ __all__ = [
     "Calibration",
     "Cluster",
     "Link",
+    "cpu_device",
     "detect_gpus",
     "find_calibration",
     "find_gpu",
     "gpu_names",
+    "known_gpu",
     "local_cluster",
     "own_link",
 ]

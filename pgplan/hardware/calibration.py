@@ -88,7 +88,7 @@ class LinkTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiencies:
-    """Hold what share of the data sheet each class of operations reaches; ``None``: not seen.
+    """Hold what share of the data sheet each class of operations reaches.
 
     Args:
         product, experts, attention, latent: Of the matmul rate: matrix products, those of routed experts,
@@ -99,17 +99,17 @@ class Efficiencies:
         eager_kernel_s: The same when the host launches each.
     """
 
-    product: float | None = None
-    experts: float | None = None
-    attention: float | None = None
-    latent: float | None = None
-    weights: float | None = None
-    expert_weights: float | None = None
-    cache: float | None = None
-    latent_cache: float | None = None
-    copy: float | None = None
-    graph_kernel_s: float | None = None
-    eager_kernel_s: float | None = None
+    product: float
+    experts: float
+    attention: float
+    latent: float
+    weights: float
+    expert_weights: float
+    cache: float
+    latent_cache: float
+    copy: float
+    graph_kernel_s: float
+    eager_kernel_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,8 @@ class Fit:
     """Hold efficiencies that were fitted to measured layers, and how well they explain them.
 
     Args:
-        efficiencies: What was found.
+        efficiencies: What was found; classes that decide nowhere are as in the roofline.
+        seen: The classes that do decide: what they take is known.
         error: Nine tenths of the points lie closer than this, as a fraction.
         points: How many points there were.
         left_out: Whether ``error`` is that of models which the fit had not seen (each was left out in
@@ -125,6 +126,7 @@ class Fit:
     """
 
     efficiencies: Efficiencies
+    seen: tuple[str, ...]
     error: float
     points: int
     left_out: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from pgplan.errors import HardwareError
@@ -24,7 +25,7 @@ def detect_gpus() -> tuple[GPU, ...]:
     devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        known = _by_size(properties.name, properties.total_memory)
+        known = known_gpu(properties.name, properties.total_memory)
         devices.append(replace(known, memory_bytes=properties.total_memory, memory_error=0.0))
     return tuple(devices)
 
@@ -45,8 +46,12 @@ def local_cluster(*, pp_size: int | None = None, tp_size: int = 1) -> Cluster:
     return Cluster(gpus=tuple(gpus[stage * tp_size] for stage in range(stages)), tp_size=tp_size)
 
 
-def _by_size(name: str, total_bytes: int) -> GPU:
-    """Find a device whose driver name may lack the size that tells two variants apart."""
+def known_gpu(name: str, total_bytes: int) -> GPU:
+    """Find a device in the table by its driver's name, which may lack the size that tells variants apart.
+
+    Raises:
+        HardwareError: If the table does not know it.
+    """
     try:
         return find_gpu(name)
     except HardwareError as error:
@@ -57,3 +62,21 @@ def _by_size(name: str, total_bytes: int) -> GPU:
             except HardwareError:
                 continue
         raise error
+
+
+def cpu_device() -> GPU:
+    """Return this machine's CPU as a device, for plans from times that were measured on it.
+
+    Only its memory is true. Its rates are round numbers, the same on every machine, which shares that were
+    fitted here multiply: without a calibration they say nothing.
+    """
+    return GPU(
+        name="CPU",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        bandwidth=10e9,
+        bf16=100e9,
+        fp16=100e9,
+        pcie_bandwidth=10e9,
+        confidence="low",
+        note="round numbers; plan with a calibration of this machine",
+    )

@@ -1,6 +1,15 @@
 """The stage as real tensors, the measurements, and the comparison with the plan."""
 
 from pgplan.verification.api import verify
+from pgplan.verification.calibrating import calibrate
 from pgplan.verification.record import Comparison, FlowMeasurement, Spread, StageMeasurement, Verification
 
-__all__ = ["Comparison", "FlowMeasurement", "Spread", "StageMeasurement", "Verification", "verify"]
+__all__ = [
+    "Comparison",
+    "FlowMeasurement",
+    "Spread",
+    "StageMeasurement",
+    "Verification",
+    "calibrate",
+    "verify",
+]

@@ -76,22 +76,30 @@ class Pass:
 
     def capture(self, pool: Any = None) -> Any:
         """Capture the run in a CUDA graph and return its memory pool, for the next one to share."""
-        import torch
 
-        # Kernels are chosen and compiled at their first runs, which cannot be captured.
-        side = torch.cuda.Stream(self.stage.device)  # type: ignore[no-untyped-call, unused-ignore]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self.run()
-        torch.cuda.current_stream().wait_stream(side)
-        self.out = ()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as NCCL's watchdog, may ask the device while this one captures.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        def run() -> None:
             self.out = self.compute(self.streams)
-        self._graph = graph
-        return graph.pool()
+
+        self._graph = capture(run, self.stage.device, pool=pool)
+        return self._graph.pool()
+
+
+def capture(run: Callable[[], object], device: torch.device, *, pool: Any = None) -> torch.cuda.CUDAGraph:
+    """Capture a run in a CUDA graph; what it leaves in its closures is what each replay writes again."""
+    import torch
+
+    # Kernels are chosen and compiled at their first runs, which cannot be captured.
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as NCCL's watchdog, may ask the device while this one captures.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        run()
+    return graph
 
 
 def run_pipeline(

@@ -1,0 +1,273 @@
+"""Time one kind of layer, embedding and head on one device, over grids of tokens and context.
+
+A layer is timed as a few of its kind in a row, so that their weights do not stay in a cache, and on one rank
+of a tensor-parallel group as its shard alone: what the ranks say to each other is timed apart. Decode runs
+in a CUDA graph, as engines run it; prefill is launched kernel by kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from pgplan.cost.pricing import ends_digest, layer_digest
+from pgplan.hardware.calibration import EndTimes, LayerTimes
+from pgplan.hardware.interpolation import Curve, Grid
+from pgplan.model.spec import ModelSpec
+from pgplan.verification.memory import DeviceMemory
+from pgplan.verification.passes import Clock, Pass, capture
+from pgplan.verification.pieces import Step
+from pgplan.verification.record import Spread
+from pgplan.verification.shards import Shards
+from pgplan.verification.stage import Contents, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+_MEMORY_SHARE = 0.8
+_FEWEST, _MOST = 3, 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Say at which sizes to measure.
+
+    Args:
+        chunks: Tokens of a prefill chunk.
+        prompts: Tokens of the prompts that the chunk is made of.
+        batches: Requests of a decode step.
+        contexts: Tokens that each of them attends to.
+        rows: Rows that the head samples.
+        layers: Layers in a row, if there is memory for them.
+        budget_s: How long a point may be repeated.
+    """
+
+    chunks: tuple[int, ...]
+    prompts: tuple[int, ...]
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    rows: tuple[int, ...]
+    layers: int
+    budget_s: float
+
+
+ON_GPU = Sizes(
+    chunks=(256, 1024, 2048, 4096, 8192, 16384),
+    prompts=(32, 512, 2048, 8192),
+    batches=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    contexts=(64, 1024, 4096, 16384),
+    rows=(1, 8, 32, 64, 128, 256, 512),
+    layers=4,
+    budget_s=0.15,
+)
+QUICK = replace(
+    ON_GPU,
+    chunks=(1024, 4096, 8192),
+    prompts=(32, 2048, 8192),
+    batches=(1, 8, 32, 64, 128, 256),
+    budget_s=0.05,
+)
+ON_CPU = Sizes(
+    chunks=(16, 64, 128),
+    prompts=(16, 64),
+    batches=(1, 4, 8),
+    contexts=(16, 96),
+    rows=(1, 4, 8),
+    layers=1,
+    budget_s=0.05,
+)
+
+
+class Bench:
+    """Time layers of one model on one device.
+
+    Args:
+        model: The model.
+        device: The device.
+        sizes: At which sizes.
+        told: Called after each point.
+    """
+
+    def __init__(
+        self, model: ModelSpec, device: torch.device, sizes: Sizes, *, told: Callable[[], object]
+    ) -> None:
+        longest = model.max_position_embeddings - 1
+        self.model, self.device, self._told = model, device, told
+        self.sizes = replace(
+            sizes,
+            prompts=tuple(size for size in sizes.prompts if size <= longest),
+            contexts=tuple(size for size in sizes.contexts if size <= longest),
+        )
+        self._memory = DeviceMemory(device)
+
+    def layer(self, kind: int, *, tp_size: int) -> LayerTimes:
+        """Time one kind of layer (an index), as the shard of one of ``tp_size`` ranks."""
+        import torch
+
+        self._memory.release()
+        stage, layers = self._stack(kind, tp_size)
+        prefills = [
+            (tokens, prompt, Step.of_chunk(tokens=tokens, prompt=prompt))
+            for tokens, prompt in _crossings(self.sizes.chunks, self.sizes.prompts)
+        ]
+        contexts = self._contexts(stage)
+        decodes = [
+            (batch, context, Step(sequences=batch, length=1, start=context - 1))
+            for batch, context in _crossings(self.sizes.batches, contexts)
+        ]
+        steps = [step for _, _, step in (*prefills, *decodes)]
+        pool = torch.empty(
+            max(_cache_elements(stage, step) for step in steps), dtype=stage.dtype, device=self.device
+        )
+
+        def seconds(step: Step) -> float:
+            tokens = step.start + step.length
+            work = Pass(stage, stage.make_cache(pool, rows=step.sequences, tokens=tokens), step)
+            if step.is_decode and self._memory.on_gpu:
+                work.capture()
+            self._told()
+            return self._median_s(work.run) / layers
+
+        prefill = {(tokens, prompt // 2): seconds(step) for tokens, prompt, step in prefills}
+        decode = {(batch, context): seconds(step) for batch, context, step in decodes}
+        spec = self.model.kinds[kind]
+        return LayerTimes(
+            digest=layer_digest(spec),
+            kind=spec.kind,
+            model=self.model.name,
+            tp_size=tp_size,
+            prefill=_grid(prefill, self.sizes.chunks, tuple(size // 2 for size in self.sizes.prompts)),
+            decode=_grid(decode, self.sizes.batches, contexts),
+        )
+
+    def ends(self, *, tp_size: int) -> EndTimes:
+        """Time embedding and head."""
+        import torch
+
+        self._memory.release()
+        contents = Contents(layers=(), embedding=True, head=not self.model.tied, is_first=True, is_last=True)
+        stage = self._stage(self.model, contents, tp_size)
+        hidden = (max(self.sizes.rows), self.model.hidden_size)
+        streams = [torch.randn(hidden, dtype=stage.dtype, device=self.device) for _ in range(2)]
+
+        def embed(tokens: int) -> float:
+            drawn = torch.randint(0, self.model.vocab_size, (tokens,), device=self.device)
+            return self._graphed_s(lambda: stage.embed(drawn))
+
+        def sample(rows: int) -> float:
+            return self._graphed_s(
+                lambda: stage.sample(stage.normalise(streams[0][:rows], streams[1][:rows]))
+            )
+
+        tokens = tuple(sorted({*self.sizes.rows, *self.sizes.chunks}))
+        return EndTimes(
+            digest=ends_digest(self.model),
+            model=self.model.name,
+            tp_size=tp_size,
+            embedding=timed_curve(tokens, embed),
+            head=timed_curve(self.sizes.rows, sample),
+        )
+
+    def _stack(self, kind: int, tp_size: int) -> tuple[Stage, int]:
+        """Build some layers of one kind, as many as leave room for their cache."""
+        layers = self.sizes.layers
+        while True:
+            same = replace(self.model, pattern=(kind,) * layers, forbidden_cuts=(), towers=())
+            contents = Contents(
+                layers=tuple(range(layers)), embedding=False, head=False, is_first=False, is_last=False
+            )
+            stage = self._stage(same, contents, tp_size)
+            if layers == 1 or self._cache_bytes(stage, max(self.sizes.contexts)) <= self._room_bytes():
+                return stage, layers
+            del stage
+            self._memory.release()
+            layers //= 2
+
+    def _stage(self, model: ModelSpec, contents: Contents, tp_size: int) -> Stage:
+        shards = Shards(tp_size=tp_size, tp_rank=0, device=self.device)
+        return Stage(model, contents, shards, reduce=_same, gather=_same)
+
+    def _contexts(self, stage: Stage) -> tuple[int, ...]:
+        """Return the contexts for which the largest batch's cache has room."""
+        room = self._room_bytes()
+        fitting = [size for size in self.sizes.contexts if self._cache_bytes(stage, size) <= room]
+        return tuple(fitting or self.sizes.contexts[:1])
+
+    def _cache_bytes(self, stage: Stage, context: int) -> int:
+        rows = max(self.sizes.batches)
+        return stage.cache_elements(rows=rows, tokens=context) * stage.dtype.itemsize
+
+    def _room_bytes(self) -> float:
+        free = self._memory.free_bytes()
+        return float("inf") if free is None else _MEMORY_SHARE * free
+
+    def _graphed_s(self, run: Callable[[], object]) -> float:
+        self._told()
+        return self._median_s(capture(run, self.device).replay if self._memory.on_gpu else run)
+
+    def _median_s(self, run: Callable[[], object]) -> float:
+        """Return the median seconds of a run that is warm."""
+        for repeats in (2, 2):
+            once_s = min(times_s(run, self.device, repeats=repeats))
+        repeats = max(_FEWEST, min(_MOST, int(self.sizes.budget_s / once_s)))
+        return Spread.of(times_s(run, self.device, repeats=repeats)).median_s
+
+
+def times_s(run: Callable[[], object], device: torch.device, *, repeats: int) -> list[float]:
+    """Return the seconds of each of ``repeats`` runs, back to back."""
+    import torch
+
+    clock = Clock(device)
+    clock.mark()
+    for _ in range(repeats):
+        run()
+        clock.mark()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    marks = clock.read()
+    return [after - before for before, after in pairwise(marks)]
+
+
+def timed_curve(sizes: Sequence[int], seconds: Callable[[int], float]) -> Curve:
+    """Measure a curve at ``sizes``, and one size in the middle of its last gap to see what lies between."""
+    curve = Curve(sizes=tuple(sizes), seconds=tuple(seconds(size) for size in sizes))
+    between = [(curve.sizes[index] + curve.sizes[index + 1]) // 2 for index in _gaps(len(sizes))]
+    errors = [abs(curve.at(size) / seconds(size) - 1) for size in between]
+    return replace(curve, error=round(max(errors, default=0.0), 4))
+
+
+def _gaps(count: int) -> tuple[int, ...]:
+    """Choose the gaps of an axis that are looked into: one in the middle and the last."""
+    return tuple(sorted({(count - 1) // 2, count - 2})) if count > 1 else ()
+
+
+def _crossings(rows: tuple[int, ...], columns: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield the crossings of two axes, and the centres of the cells that are looked into."""
+    for row in rows:
+        for column in columns:
+            yield row, column
+    for row in _gaps(len(rows)):
+        for column in _gaps(len(columns)):
+            yield (rows[row] + rows[row + 1]) // 2, (columns[column] + columns[column + 1]) // 2
+
+
+def _grid(found: dict[tuple[int, int], float], rows: tuple[int, ...], columns: tuple[int, ...]) -> Grid:
+    """Make the grid of the crossings; what was measured between them tells its error."""
+    grid = Grid(
+        tokens=rows,
+        contexts=columns,
+        seconds=tuple(tuple(found[row, column] for column in columns) for row in rows),
+    )
+    between = [point for point in found if point[0] not in rows or point[1] not in columns]
+    errors = [abs(grid.at(*point) / found[point] - 1) for point in between]
+    return replace(grid, error=round(max(errors, default=0.0), 4))
+
+
+def _cache_elements(stage: Stage, step: Step) -> int:
+    return stage.cache_elements(rows=step.sequences, tokens=step.start + step.length)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
