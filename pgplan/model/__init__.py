@@ -5,7 +5,7 @@ weights as the architecture's own code builds them; ``quantization.py`` says how
 """
 
 from pgplan.model.catalogue import CatalogueEntry, catalogue_entry, catalogue_names
-from pgplan.model.flops import attention_flops, layer_flops, matmul_flops
+from pgplan.model.flops import attention_flops, layer_flops, matmul_flops, state_flops
 from pgplan.model.loading import load_model
 from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, StateSpec, Storage, Weight
 
@@ -23,4 +23,5 @@ __all__ = [
     "layer_flops",
     "load_model",
     "matmul_flops",
+    "state_flops",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pgplan.errors import ModelError
-from pgplan.model.spec import AttentionSpec, LayerSpec, Weight
+from pgplan.model.spec import AttentionSpec, LayerSpec, StateSpec, Weight
 
 
 def matmul_flops(weight: Weight, tokens: int, *, visited: int = 1) -> int:
@@ -30,12 +30,38 @@ def attention_flops(attention: AttentionSpec, tokens: int, *, context: int | Non
     return 2 * tokens * keys * attention.q_heads * (attention.head_dim + attention.v_head_dim)
 
 
+# Tokens that a kernel treats at once as matrix products: Mamba-2's own code, flash-linear-attention's for the
+# delta rules, MiniMax-01's block for lightning attention. A scan over single tokens has no such products.
+STATE_CHUNKS = {"mamba2": 128, "gated delta": 64, "kimi delta": 64, "lightning": 256}
+
+
+def state_flops(state: StateSpec, tokens: int) -> int:
+    """Count the operations of convolution and recurrence over ``tokens`` tokens of one sequence.
+
+    Within a chunk of C tokens keys meet queries and their scores meet values, as in attention; between
+    chunks the state is read and written once per token. With P a head's size and N its state's:
+
+        update and read-out   4 P N    per head and token; 6 P N for the delta rules, which read twice
+        within a chunk        2 C (N + P), for Mamba-2 with N once per group; for the delta rules
+                              2 C (3 N + 2 P): the chunk's corrections come first (arXiv 2412.06464)
+        convolution           2 per tap and channel
+    """
+    chunk = min(STATE_CHUNKS.get(state.kind, 0), tokens)
+    if state.kind in ("gated delta", "kimi delta"):
+        passes, met = 6, state.heads * (3 * state.state_size + 2 * state.head_dim)
+    else:
+        keys = state.groups if state.kind == "mamba2" else state.heads
+        passes, met = 4, keys * state.state_size + state.inner
+    taps = state.taps + 1 if state.taps else 0
+    return tokens * (passes * state.recurrent_elements + 2 * chunk * met + 2 * taps * state.channels)
+
+
 def layer_flops(layer: LayerSpec, tokens: int, *, context: int | None = None) -> int:
     """Count the forward FLOPs of one layer for ``tokens`` tokens, e.g. of one prompt.
 
     2 per multiply-add; experts count for the tokens that visit them; norms, rotary embedding and
     activation functions, which are no matrix products, count as nothing. This is what a flop counter
-    sees in the eager modules of transformers.
+    sees in the eager modules of transformers; recurrence counts as in its chunked kernels (``state_flops``).
 
     Args:
         layer: The layer.
@@ -58,6 +84,6 @@ def layer_flops(layer: LayerSpec, tokens: int, *, context: int | None = None) ->
         )
         for weight in layer.weights
     )
-    if layer.attention is None:
-        return linear
-    return linear + attention_flops(layer.attention, tokens, context=context)
+    if layer.attention is not None:
+        linear += attention_flops(layer.attention, tokens, context=context)
+    return linear + (state_flops(layer.state, tokens) if layer.state else 0)

@@ -120,11 +120,15 @@ class LayerSpec:
     state: StateSpec | None = None
 
     @property
+    def has_mlp(self) -> bool:
+        """Tell whether it has an MLP or experts, beside a mixer or alone."""
+        return any(weight.part in ("mlp", "experts", "shared_experts") for weight in self.weights)
+
+    @property
     def kind(self) -> str:
         """Name the kind, e.g. ``"full, dense"``, ``"mla, moe"`` or ``"mamba2, no mlp"``."""
         mixers = [spec.kind for spec in (self.attention, self.state) if spec]
-        has_mlp = any(weight.part == "mlp" for weight in self.weights)
-        mlp = "moe" if self.num_experts else "dense" if has_mlp else "no mlp"
+        mlp = "moe" if self.num_experts else "dense" if self.has_mlp else "no mlp"
         return f"{' + '.join(mixers) or 'no attention'}, {mlp}"
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pgplan.errors import ModelError
@@ -38,7 +38,7 @@ class StateSpec:
             the engine chooses. The convolution's inputs have the model's own dtype.
 
     >>> state = StateSpec(kind="mamba2", heads=128, head_dim=64, state_size=128, groups=8, taps=3)
-    >>> state.conv_elements(), state.recurrent_elements(), state.recurrent_elements(tp_size=2)
+    >>> state.conv_elements, state.recurrent_elements, state.on_rank(tp_size=2).recurrent_elements
     (30720, 1048576, 524288)
     """
 
@@ -58,18 +58,30 @@ class StateSpec:
                 f"{self.taps} taps; check the sizes in the configuration"
             )
 
-    def conv_channels(self, *, tp_size: int = 1) -> int:
-        """Count the channels that one rank convolves."""
-        shared = max(1, self.groups // tp_size) if self.groups else 0
-        return self.heads // tp_size * self.head_dim + 2 * shared * self.state_size
+    def on_rank(self, *, tp_size: int) -> StateSpec:
+        """Return what one of ``tp_size`` ranks keeps."""
+        groups = max(1, self.groups // tp_size) if self.groups else 0
+        return replace(self, heads=self.heads // tp_size, groups=groups)
 
-    def conv_elements(self, *, tp_size: int = 1) -> int:
-        """Count the past inputs that one rank keeps per sequence."""
-        return self.taps * self.conv_channels(tp_size=tp_size)
+    @property
+    def inner(self) -> int:
+        """Count the elements of the output."""
+        return self.heads * self.head_dim
 
-    def recurrent_elements(self, *, tp_size: int = 1) -> int:
-        """Count the elements of the recurrent matrices that one rank keeps per sequence."""
-        return self.heads // tp_size * self.head_dim * self.state_size
+    @property
+    def channels(self) -> int:
+        """Count the channels that are convolved."""
+        return self.inner + 2 * self.groups * self.state_size
+
+    @property
+    def conv_elements(self) -> int:
+        """Count the past inputs that are kept per sequence."""
+        return self.taps * self.channels
+
+    @property
+    def recurrent_elements(self) -> int:
+        """Count the elements of the recurrent matrices that are kept per sequence."""
+        return self.inner * self.state_size
 
     def sequence_bytes(self, *, tp_size: int = 1, dtype: str, recurrent_dtype: str | None = None) -> int:
         """Return the bytes that one rank keeps per sequence.
@@ -85,8 +97,6 @@ class StateSpec:
         ... )
         (2158592, 4255744)
         """
+        rank = self.on_rank(tp_size=tp_size)
         recurrent = _DTYPE_BYTES[self.dtype or recurrent_dtype or dtype]
-        return (
-            self.conv_elements(tp_size=tp_size) * _DTYPE_BYTES[dtype]
-            + self.recurrent_elements(tp_size=tp_size) * recurrent
-        )
+        return rank.conv_elements * _DTYPE_BYTES[dtype] + rank.recurrent_elements * recurrent
