@@ -32,7 +32,10 @@ BELOW = {
         *("errors", "codec", "workload", "model", "hardware", "split", "cost", "engines", "planning"),
         *("distributed", "launcher"),
     },
-    "widgets": {"errors", "workload", "model", "hardware", "split", "engines", "planning", "view"},
+    "widgets": {
+        *("errors", "workload", "model", "hardware", "split", "engines", "planning", "view"),
+        *("verification", "launcher"),
+    },
     "cli": {
         *("", "errors", "codec", "workload", "model", "hardware", "split", "engines", "planning", "logs"),
         "verification",

@@ -1,25 +1,73 @@
-"""What a user of the planner has chosen, as one frozen value, and what an edit makes of it.
-
-Edits are pure functions from one choice to the next; the widget only shows them. A value that an edit makes
-impossible (more stages than layers, a split for another number of stages) moves to the nearest possible
-one, and the move is told.
-"""
+"""What a user of the planner has chosen, as one frozen value, and the plan that follows from it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal
 
-from pgplan.errors import HardwareError, SplitError
+from pgplan.errors import ModelError
 from pgplan.hardware import GPU, Cluster, Link, find_gpu
 from pgplan.model import load_model
 from pgplan.model.spec import ModelSpec
 from pgplan.planning import Objective, Plan, plan
-from pgplan.split import format_split, parse_split
+from pgplan.split import format_split
 from pgplan.workload import Workload
 
 _LARGEST_TP = 64
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+DTYPES: tuple[Dtype, ...] = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Say where a model comes from, so that it can be loaded again and named in code.
+
+    Args:
+        model: The model in its own dtype.
+        argument: What ``load_model`` takes for it: a name, a path or a configuration; ``None``: it was
+            brought along as an object.
+    """
+
+    model: ModelSpec
+    argument: str | Mapping[str, object] | None
+
+    @classmethod
+    def load(cls, argument: str | Mapping[str, object]) -> Source:
+        """Load a model by its name, path or configuration."""
+        return cls(model=load_model(argument), argument=argument)
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Source:
+        """Find out how a model that is already there could be loaded; the catalogue is asked by its name.
+
+        >>> Source.of(load_model("llama-3.1-8b")).argument
+        'llama-3.1-8b'
+        """
+        for argument in (model.name, model.source):
+            try:
+                found = load_model(argument)
+            except ModelError:
+                continue
+            if found == model:
+                return cls(model=model, argument=argument)
+        return cls(model=model, argument=None)
+
+    def in_dtype(self, dtype: Dtype) -> ModelSpec:
+        """Return the model in a dtype; ``"auto"``: its own.
+
+        Raises:
+            ModelError: If the model was brought along as an object, whose dtype is settled.
+        """
+        if dtype == "auto":
+            return self.model
+        if self.argument is None:
+            raise ModelError(
+                f"the dtype of {self.model.name} is settled, as it was given as an object, but {dtype} is "
+                f"asked for; load it with load_model(..., dtype={dtype!r})"
+            )
+        return load_model(self.argument, dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +75,19 @@ class Choice:
     """Hold everything that decides a plan.
 
     Args:
-        base: The model with its own number of layers.
+        source: Where the model comes from.
+        dtype: What it is loaded in.
+        base: The model in this dtype with its own number of layers.
         num_layers: How many it shall have.
         gpus: The device of each stage.
         tp_size: Ranks that share a stage.
         link: What joins the stages; ``None``: what the devices have.
         engine, objective, split, workload: As ``pgplan.plan`` takes them; the split as text.
+        pinned: Stages whose layers stay when the others are balanced.
     """
 
+    source: Source
+    dtype: Dtype = "auto"
     base: ModelSpec
     num_layers: int
     gpus: tuple[GPU, ...]
@@ -43,6 +96,7 @@ class Choice:
     engine: str
     objective: Objective
     split: str
+    pinned: tuple[int, ...] = ()
     workload: Workload
 
     @property
@@ -57,6 +111,16 @@ class Choice:
         return names[0] if len(set(names)) == 1 else ", ".join(names)
 
     @property
+    def model(self) -> ModelSpec:
+        """Return the model with as many layers as chosen."""
+        return self.base.with_layers(self.num_layers)
+
+    @property
+    def cluster(self) -> Cluster:
+        """Return the devices as a cluster."""
+        return Cluster(gpus=self.gpus, tp_size=self.tp_size, link=self.link)
+
+    @property
     def tp_sizes(self) -> tuple[int, ...]:
         """Return the tensor-parallel sizes that divide the heads of every layer."""
         heads = [kind.attention for kind in self.base.kinds if kind.attention is not None]
@@ -69,33 +133,44 @@ class Choice:
             )
         )
 
-    def plan(self) -> Plan:
+    @property
+    def is_searched(self) -> bool:
+        """Tell whether the split has stages whose layers are to be found."""
+        return self.split.strip() == "auto" or "*" in self.split
+
+    def plan(self, *, with_advice: bool = True) -> Plan:
         """Make the plan.
+
+        Args:
+            with_advice: Whether a plan that does not fit shall say what would; that can take minutes.
 
         Raises:
             PgplanError: If some value is wrong, or nothing satisfies the pins.
         """
         return plan(
-            self.base.with_layers(self.num_layers),
-            Cluster(gpus=self.gpus, tp_size=self.tp_size, link=self.link),
+            self.model,
+            self.cluster,
             workload=self.workload,
             engine=self.engine,
             split=self.split,
             objective=self.objective,
+            with_advice=with_advice,
         )
 
     @classmethod
     def from_plan(cls, plan: Plan) -> Choice:
-        """Return the choice that gives ``plan`` again; its split is then given rather than searched."""
+        """Return a choice that gives ``plan`` again."""
+        base = _whole(plan.model)
         return cls(
-            base=plan.model,
+            source=base,
+            base=base.model,
             num_layers=plan.model.num_layers,
             gpus=plan.cluster.gpus,
             tp_size=plan.tp_size,
             link=plan.cluster.link,
             engine=plan.engine,
             objective=plan.objective or "decode",
-            split=format_split(plan.split),
+            split=_split_text(plan),
             workload=plan.workload,
         )
 
@@ -104,80 +179,48 @@ class Choice:
 class Known:
     """Hold what the user brought along, which no table knows by name."""
 
-    models: Mapping[str, ModelSpec]
+    models: Mapping[str, Source]
     gpus: Mapping[str, GPU]
 
-    def model(self, name: str) -> ModelSpec:
-        """Return a model by its name, or load it."""
-        return self.models[name] if name in self.models else load_model(name)
+    def source(self, name: str) -> Source:
+        """Return a model by its name, or load it; a configuration is told by its brace."""
+        if name in self.models:
+            return self.models[name]
+        return Source.load(_configuration(name) if name.lstrip().startswith("{") else name)
 
     def gpu(self, name: str) -> GPU:
         """Return a device by its name."""
         return self.gpus[name] if name in self.gpus else find_gpu(name)
 
 
-def edit(choice: Choice, field: str, value: object, known: Known) -> tuple[Choice, tuple[str, ...]]:
-    """Return the choice after one edit, and what else had to move.
-
-    Args:
-        choice: What was chosen before.
-        field: ``"model"``, ``"layers"``, ``"pp"``, ``"tp"``, ``"gpu"``, ``"engine"``, ``"objective"`` or
-            ``"split"``.
-        value: Its new value, as the control gives it.
-        known: Models and devices that the user brought along.
-
-    Raises:
-        PgplanError: If the value is wrong in itself.
-    """
-    if field == "model":
-        model = known.model(str(value))
-        edited = replace(choice, base=model, num_layers=model.num_layers)
-    elif field == "layers":
-        edited = replace(choice, num_layers=cast(int, value))
-    elif field == "pp":
-        edited = replace(choice, gpus=_resized(choice.gpus, cast(int, value)))
-    elif field == "gpu":
-        edited = replace(choice, gpus=_devices(str(value), choice.pp_size, known))
-    elif field == "tp":
-        edited = replace(choice, tp_size=cast(int, value))
-    else:
-        # engine, objective and split are taken as they are; planning checks them.
-        edited = replace(choice, **{field: value})  # type: ignore[arg-type]
-    return _settle(edited, keep_split=field == "split")
+def _configuration(text: str) -> Mapping[str, object]:
+    try:
+        data: Mapping[str, object] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"a configuration must be JSON, but line {error.lineno} column {error.colno} is not: "
+            f"{error.msg}; paste the whole config.json"
+        ) from None
+    return data
 
 
-def _settle(choice: Choice, *, keep_split: bool) -> tuple[Choice, tuple[str, ...]]:
-    """Move what has become impossible, and say so."""
-    moves = []
-    if choice.pp_size > choice.num_layers:
-        moves.append(
-            f"pp_size {choice.pp_size} → {choice.num_layers}: the model has {choice.num_layers} layers"
-        )
-        choice = replace(choice, gpus=_resized(choice.gpus, choice.num_layers))
-    if choice.tp_size not in choice.tp_sizes:
-        size = max(size for size in choice.tp_sizes if size <= choice.tp_size)
-        moves.append(f"tp_size {choice.tp_size} → {size}: it must divide the heads of {choice.base.name}")
-        choice = replace(choice, tp_size=size)
-    if not keep_split and choice.split.strip() not in ("auto", "default"):
+def _whole(model: ModelSpec) -> Source:
+    """Return where a model comes from; one with other layers than its own comes from the whole one."""
+    name, _, layers = model.name.partition(" with ")
+    if layers == f"{model.num_layers} layers":
         try:
-            parse_split(choice.split, num_layers=choice.num_layers, pp_size=choice.pp_size)
-        except SplitError:
-            moves.append(
-                f"split {choice.split} → auto: it is not one of {choice.num_layers} layers over "
-                f"{choice.pp_size} stages"
-            )
-            choice = replace(choice, split="auto")
-    return choice, tuple(moves)
+            whole = Source.load(name)
+        except ModelError:
+            pass
+        else:
+            if whole.model.with_layers(model.num_layers) == model:
+                return whole
+    return Source.of(model)
 
 
-def _resized(gpus: tuple[GPU, ...], pp_size: int) -> tuple[GPU, ...]:
-    return gpus[:pp_size] + gpus[-1:] * (pp_size - len(gpus))
-
-
-def _devices(text: str, pp_size: int, known: Known) -> tuple[GPU, ...]:
-    """Read one device for all stages, or one per stage; as many names give as many stages."""
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise HardwareError(f"GPUs are named one per stage, but {text!r} has an empty name; e.g. H200, L40S")
-    devices = tuple(known.gpu(name) for name in names)
-    return devices * pp_size if len(devices) == 1 else devices
+def _split_text(plan: Plan) -> str:
+    """Write a split so that planning it again gives the same plan, the remark on its choice included."""
+    if plan.objective is None:
+        return format_split(plan.split)
+    # One free stage leaves no choice, but says that the split was chosen.
+    return format_split((*plan.split[:-1], None))

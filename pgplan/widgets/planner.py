@@ -2,42 +2,52 @@
 
 The picture is one SVG string in one ``HTML`` widget, which redraws within a frame; no ``Output``, no
 ``interact``, no debouncing (the front end already sends only the latest value). It runs in every front end
-that has ipywidgets.
+that has ipywidgets. What is not on display is not drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from html import escape
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import ipywidgets as W
 import traitlets
 
-from pgplan.engines import engine_names
 from pgplan.errors import PgplanError
-from pgplan.hardware import Cluster, gpu_names
-from pgplan.model import catalogue_names, load_model
+from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
-from pgplan.planning import OBJECTIVES, Objective, Plan
-from pgplan.view import plan_svg
-from pgplan.widgets.choice import Choice, Known, edit
+from pgplan.planning import Objective, Plan
+from pgplan.planning.api import advised
+from pgplan.verification import Verification
+from pgplan.view import plan_html
+from pgplan.widgets.background import Background
+from pgplan.widgets.board import Board
+from pgplan.widgets.choice import Choice, Known, Source
+from pgplan.widgets.controls import GROUP_OF, Controls
+from pgplan.widgets.edits import edit
+from pgplan.widgets.files import text_of
+from pgplan.widgets.history import Entry, History
+from pgplan.widgets.scene import Scene, study
+from pgplan.widgets.snapshot import Snapshot
+from pgplan.widgets.style import STYLE_SHEET, html, told
 from pgplan.workload import Workload
 
 _DEFAULT_GPU = "H200 SXM 141GB"
-_PICTURE_WIDTH = 900
-_MOST_LAYERS = 256
-_STYLE = {"description_width": "70px"}
-# A message stands below the controls that it is about.
-_GROUPS: dict[str, tuple[str, ...]] = {
-    "model": ("model", "path", "layers"),
-    "cluster": ("gpu", "gpus", "pp", "tp"),
-    "engine": ("engine", "objective"),
-    "split": ("split",),
-}
-_GROUP_OF = {field: group for group, fields in _GROUPS.items() for field in fields}
+# Controls that say the same as another one.
+_SAME = {"path": "model", "config": "model", "gpus": "gpu"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """Hold what an edit led to."""
+
+    scene: Scene
+    moves: tuple[str, ...] = ()
+    field: str = ""
+    unread_split: str = ""
 
 
 class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -51,6 +61,11 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         split: ``"auto"``, ``"default"``, or layer counts as text, with ``*`` for free stages.
         objective: What ``"auto"`` and free stages are chosen for.
 
+    Attributes:
+        controls: The controls by name; setting one's ``value`` is what a user does.
+        messages: What is wrong, beside the controls that it is about.
+        board: What stands right of them.
+
     Raises:
         PgplanError: If these cannot be planned at all.
 
@@ -58,9 +73,14 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
     >>> planner.controls["pp"].value = 2
     >>> planner.plan.pp_size
     2
+    >>> planner.undo()
+    >>> planner.plan.pp_size
+    4
     >>> planner.close()
     """
 
+    # ipywidgets closes what is collected, be it half made because its arguments were wrong.
+    _is_made = False
     plan = traitlets.Instance(Plan, help="The plan on display; assigning one redraws.")
 
     def __init__(
@@ -73,39 +93,95 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         split: str = "auto",
         objective: Objective = "decode",
     ) -> None:
-        spec = model if isinstance(model, ModelSpec) else load_model(model)
-        given = cluster or Cluster.uniform(_DEFAULT_GPU, pp_size=min(4, spec.num_layers))
-        choice = Choice(
-            base=spec,
-            num_layers=spec.num_layers,
-            gpus=given.gpus,
-            tp_size=given.tp_size,
-            link=given.link,
-            engine=engine,
-            objective=objective,
-            split=split,
-            workload=workload or Workload(),
-        )
-        first = choice.plan()
-        self._choice = choice
-        self._models = {spec.name: spec}
-        self._gpus = {gpu.name: gpu for gpu in given.gpus}
+        choice = _first_choice(model, cluster, workload or Workload(), engine, split, objective)
+        first = study(choice, choice.plan(with_advice=False))
+        self._scene = first
+        self._history = History(Entry(choice=choice))
+        self._first = choice
+        self._models: dict[str, Source] = {}
+        self._gpus = {gpu.name: gpu for gpu in choice.gpus}
         self._is_syncing = False
         self._unread_split = ""
-        self.controls = _make_controls()
-        self.messages = {group: W.HTML() for group in _GROUPS}
-        self.status, self.html, self.export_html = W.HTML(), W.HTML(), W.HTML()
+        self._controls = Controls()
+        self.controls, self.messages = self._controls.by_name, self._controls.messages
+        self.board = Board(
+            edit=self._edited,
+            go=self._go,
+            pin=self.pin,
+            load=self._assigned,
+            proven=self._proven,
+            stop=self.cancel,
+        )
+        self._snapshot = Snapshot(lambda: plan_html(self.plan))
+        self._work = Background[_Answer](show=self._answered, fail=self._failed, wait=self.board.wait)
+        self._asked = self._typed = ""
         super().__init__(
-            children=[_left(self.controls, self.messages, self.status), _right(self.html, self.export_html)],
+            children=[html("style", STYLE_SHEET), self._controls.box, self.board.box],
             layout=W.Layout(flex_flow="row wrap", align_items="flex-start"),
         )
-        self._show(first)
+        self.add_class("pgplan-planner")
+        self._is_made = True
+        self._answered(_Answer(scene=first))
         for field, control in self.controls.items():
             control.observe(lambda change, field=field: self._edited(field, change["new"]), names="value")
         self.observe(lambda change: self._assigned(change["new"]), names="plan")
 
+    # --- what users may call --------------------------------------------------------------------------
+
+    def undo(self) -> None:
+        """Take the last change back."""
+        if self._history.before is not None:
+            self._history.back()
+            self._restore()
+
+    def redo(self) -> None:
+        """Make the change again that was taken back last."""
+        if self._history.after is not None:
+            self._history.forth()
+            self._restore()
+
+    def reset(self) -> None:
+        """Go back to what the planner was opened with; this can be undone."""
+        self._run("reset", lambda: (self._first, ()))
+
+    def auto(self) -> None:
+        """Balance the stages that are not pinned."""
+        self._edited("auto", None)
+
+    def pin(self) -> None:
+        """Keep the plan on display as A, to compare with; once more lets it go."""
+        same = self._scene.reference == self.plan
+        self._show(replace(self._scene, reference=None if same else self.plan))
+
+    def verify(self) -> None:
+        """Verify the plan on display beside the planner; ``board.proof.wait()`` waits for it."""
+        self.board.proof.draw(self._scene)
+        self.board.open("Proof")
+        self.board.proof.begin()
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as a JSON document."""
+        Path(path).write_text(self.plan.to_json(), encoding="utf-8")
+
+    def load(self, path: str | Path) -> None:
+        """Show a plan that was saved.
+
+        Raises:
+            PlanError: If the file does not hold a plan that this version can read.
+        """
+        self.plan = Plan.from_json(Path(path).read_text(encoding="utf-8"))
+
+    def cancel(self) -> None:
+        """Give up planning what takes too long, and show again what it was asked instead of."""
+        if self._work.cancel():
+            self._show(self._scene, words="cancelled")
+
     def close(self) -> None:
-        """Close this planner and every widget that it is made of."""
+        """Close this planner and every widget that it is made of; what it runs is ended."""
+        if self._is_made:
+            self._work.cancel()
+            self._snapshot.stop()
+            self.board.close()
         for widget in list(_parts(self)):
             if widget is not self:
                 widget.close()
@@ -115,157 +191,170 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         # What stands in a notebook wherever widgets cannot be shown.
         return f"<Planner showing {self.plan!r}>"
 
+    def _ipython_display_(self) -> None:
+        self._snapshot.display(super()._repr_mimebundle_())
+
     # --- from the controls to the plan ----------------------------------------------------------------
 
     def _edited(self, field: str, value: Any) -> None:
-        """Answer a change that the user made in a control."""
+        """Answer a change that the user made."""
         if self._is_syncing:
             return
-        field = {"path": "model", "gpus": "gpu"}.get(field, field)
-        if field in ("model", "gpu") and not value.strip():
+        if field == "upload":
+            self._uploaded(value)
+            return
+        if field in ("path", "config", "gpus") and not value.strip():
             return
         if field == "split":
             self._unread_split = ""
-        known = Known(models=self._models, gpus=self._gpus)
-        try:
-            choice, moves = edit(self._choice, field, value, known)
-            choice, result = self._planned(choice)
-        except PgplanError as error:
-            if field == "split":
-                self._unread_split = value
-            self._tell(_GROUP_OF[field], str(error))
-            return
-        self._choice = choice
-        self._models.setdefault(choice.base.name, choice.base)
-        self._show(result, moves)
+        choice, shown, name = self._scene.choice, self.plan.split, _SAME.get(field, field)
+        known = Known(models=dict(self._models), gpus=dict(self._gpus))
+        self._run(field, lambda: edit(choice, name, value, known, shown=shown), value=value)
 
-    def _planned(self, choice: Choice) -> tuple[Choice, Plan]:
-        """Plan, with the split that could not be used before if it can be used now."""
-        if self._unread_split:
-            waiting, _ = edit(choice, "split", self._unread_split, Known(models={}, gpus={}))
+    def _uploaded(self, uploads: Any) -> None:
+        if uploads:
             try:
-                result = waiting.plan()
-            except PgplanError:
-                pass
+                text = text_of(uploads)
+            except PgplanError as error:
+                self._controls.tell("own", told("alert", str(error)))
             else:
-                self._unread_split = ""
-                return waiting, result
-        return choice, choice.plan()
+                self._edited("config", text)
+
+    def _go(self, where: str) -> None:
+        {"undo": self.undo, "redo": self.redo, "reset": self.reset, "verify": self.verify}[where]()
+
+    def _run(
+        self, field: str, make: Callable[[], tuple[Choice, tuple[str, ...]]], *, value: Any = None
+    ) -> None:
+        """Plan what ``make`` returns, beside the planner if it takes long; advice may follow later."""
+        self._asked = field
+        if field == "split":
+            self._typed = str(value)
+        unread = self._unread_split
+
+        def work(tell: Callable[[_Answer], None]) -> _Answer:
+            choice, moves = make()
+            choice, plan, left = _planned(choice, unread)
+            answer = _Answer(scene=study(choice, plan), moves=moves, field=field, unread_split=left)
+            if plan.fits:
+                return answer
+            tell(answer)
+            return replace(answer, scene=replace(answer.scene, plan=advised(plan)))
+
+        self._work.run(work)
+
+    def _answered(self, answer: _Answer) -> None:
+        """Show what an edit led to, and remember it."""
+        scene = answer.scene
+        self._unread_split = answer.unread_split
+        self._models.setdefault(scene.choice.base.name, scene.choice.source)
+        if answer.field not in ("", "history"):
+            self._history.push(Entry(choice=scene.choice), field=answer.field)
+        self._show(replace(scene, reference=self._scene.reference), words=". ".join(answer.moves))
+
+    def _failed(self, error: Exception) -> None:
+        """Tell what is wrong beside its control; the picture stays."""
+        if self._asked == "split":
+            self._unread_split = self._typed
+        self._controls.tell(GROUP_OF.get(self._asked, "split"), told("alert", str(error)))
+        self.board.tell("")
+        self.board.refuse(self._scene)
+
+    def _restore(self) -> None:
+        """Show what the history says."""
+        entry = self._history.present
+        self._unread_split = ""
+        if entry.given is not None:
+            self._answered(_Answer(scene=study(entry.choice, entry.given)))
+        else:
+            self._run("history", lambda: (entry.choice, ()))
 
     def _assigned(self, plan: Plan) -> None:
-        """Answer a plan that was assigned from Python."""
+        """Answer a plan that was assigned from Python or loaded."""
         if self._is_syncing:
             return
-        self._choice = Choice.from_plan(plan)
-        self._models.setdefault(plan.model.name, plan.model)
+        self._work.cancel()
+        choice = Choice.from_plan(plan)
+        self._models.setdefault(plan.model.name, choice.source)
         self._gpus.update({gpu.name: gpu for gpu in plan.cluster.gpus})
         self._unread_split = ""
-        self._show(plan)
+        self._history.push(Entry(choice=choice, given=plan), field="plan")
+        self._show(replace(study(choice, plan), reference=self._scene.reference))
+
+    def _proven(self, record: Verification, plan: Plan) -> None:
+        """Lay what was measured over the plan that it was measured of, if that is still on display."""
+        if self.plan == plan:
+            self._show(replace(self._scene, proof=record))
+        else:
+            self.board.proof.draw(replace(self._scene, proof=record))
 
     # --- from the plan to the screen ------------------------------------------------------------------
 
-    def _show(self, plan: Plan, moves: tuple[str, ...] = ()) -> None:
-        """Draw a plan and let every control say what it was made from."""
+    def _show(self, scene: Scene, *, words: str = "") -> None:
+        """Draw a scene and let every control say what it was made from."""
         with self._syncing():
-            self._sync_controls()
-            for group, message in self.messages.items():
-                if group != "split" or not self._unread_split:
-                    message.value = ""
-            self.status.value = _spoken("status", ". ".join(moves))
-            self.html.value = plan_svg(plan, width=_PICTURE_WIDTH)
-            self.export_html.value = _export_html(plan)
-            self.plan = plan
-
-    def _sync_controls(self) -> None:
-        choice, controls = self._choice, self.controls
-        _offer(controls["model"], catalogue_names(), tuple(self._models), choice.base.name)
-        _offer(controls["gpu"], gpu_names(), (choice.gpu_text,), choice.gpu_text)
-        _offer(controls["engine"], engine_names(), (choice.engine,), choice.engine)
-        _offer(controls["tp"], choice.tp_sizes, (), choice.tp_size)
-        controls["path"].value = ""
-        controls["gpus"].value = "" if len({gpu.name for gpu in choice.gpus}) == 1 else choice.gpu_text
-        controls["layers"].max = max(_MOST_LAYERS, choice.num_layers)
-        controls["layers"].value = choice.num_layers
-        controls["pp"].max = choice.num_layers
-        controls["pp"].value = choice.pp_size
-        controls["objective"].value = choice.objective
-        controls["split"].value = self._unread_split or choice.split
-
-    def _tell(self, group: str, error: str) -> None:
-        self.status.value = ""
-        self.messages[group].value = _spoken("alert", error)
+            self._scene = scene
+            self._controls.sync(
+                scene.choice,
+                scene.plan,
+                models=tuple(self._models),
+                gpus=self._gpus,
+                split=self._unread_split or scene.choice.split,
+            )
+            if not self._unread_split:
+                self._controls.tell("", "")
+            self.board.draw(scene, can_undo=bool(self._history.before), can_redo=bool(self._history.after))
+            self.board.tell(words)
+            self.plan = scene.plan
+        self._snapshot.changed()
 
     @contextmanager
     def _syncing(self) -> Iterator[None]:
         """Keep the planner from answering the changes that it makes itself."""
-        self._is_syncing = True
+        before, self._is_syncing = self._is_syncing, True
         try:
             yield
         finally:
-            self._is_syncing = False
+            self._is_syncing = before
 
 
-def _make_controls() -> dict[str, W.Widget]:
-    def common(label: str, **more: Any) -> dict[str, Any]:
-        return {"description": label, "style": dict(_STYLE), "layout": W.Layout(width="98%"), **more}
-
-    def text(label: str, placeholder: str) -> W.Widget:
-        return W.Text(**common(label, placeholder=placeholder, continuous_update=False))
-
-    return {
-        "model": W.Dropdown(**common("model", options=catalogue_names())),
-        "path": text("or path", "config.json or its folder"),
-        "layers": W.IntSlider(**common("layers", min=1, max=_MOST_LAYERS)),
-        "gpu": W.Dropdown(**common("GPU", options=gpu_names())),
-        "gpus": text("per stage", "H200, H200, L40S, L40S"),
-        "pp": W.IntSlider(**common("pp_size", min=1, max=_MOST_LAYERS)),
-        "tp": W.Dropdown(**common("tp_size", options=(1,))),
-        "engine": W.Dropdown(**common("engine", options=engine_names())),
-        "objective": W.Dropdown(**common("objective", options=OBJECTIVES)),
-        "split": text("split", "auto, default, 20,21,21,18 or 20,*,*,18"),
-    }
-
-
-def _left(controls: dict[str, W.Widget], messages: dict[str, W.Widget], status: W.Widget) -> W.Widget:
-    rows = []
-    for group, fields in _GROUPS.items():
-        rows += [*(controls[field] for field in fields), messages[group]]
-    return W.VBox([*rows, status], layout=W.Layout(flex="0 1 290px", min_width="250px"))
-
-
-def _right(*rows: W.Widget) -> W.Widget:
-    return W.VBox(list(rows), layout=W.Layout(flex="1 1 560px", min_width="0"))
-
-
-def _offer(control: W.Widget, table: tuple[Any, ...], own: tuple[Any, ...], value: Any) -> None:
-    """Let a dropdown offer its table and what the user brought along, and choose ``value``."""
-    options = (*table, *(item for item in own if item not in table))
-    if control.options != options:
-        control.options = options
-    control.value = value
-
-
-def _export_html(plan: Plan) -> str:
-    try:
-        words = plan.export()
-    except PgplanError as error:
-        return _spoken("status", str(error))
-    return (
-        '<pre tabindex="0" aria-label="export" '
-        f'style="user-select:text;white-space:pre-wrap;line-height:1.35">{escape(words)}</pre>'
+def _first_choice(
+    model: ModelSpec | str | Path | Mapping[str, object],
+    cluster: Cluster | None,
+    workload: Workload,
+    engine: str,
+    split: str,
+    objective: Objective,
+) -> Choice:
+    if isinstance(model, ModelSpec):
+        source = Source.of(model)
+    else:
+        source = Source.load(str(model) if isinstance(model, Path) else model)
+    spec = source.model
+    given = cluster or Cluster.uniform(_DEFAULT_GPU, pp_size=min(4, spec.num_layers))
+    return Choice(
+        source=source,
+        base=spec,
+        num_layers=spec.num_layers,
+        gpus=given.gpus,
+        tp_size=given.tp_size,
+        link=given.link,
+        engine=engine,
+        objective=objective,
+        split=split,
+        workload=workload,
     )
 
 
-def _spoken(role: str, words: str) -> str:
-    """Return a message that screen readers announce when it appears."""
-    if not words:
-        return ""
-    live = "assertive" if role == "alert" else "polite"
-    mark = "⚠ " if role == "alert" else ""
-    return (
-        f'<div role="{role}" aria-live="{live}" style="line-height:1.35;white-space:normal;'
-        f'border-left:3px solid #D55E00;padding-left:6px">{mark}{escape(words)}</div>'
-    )
+def _planned(choice: Choice, unread_split: str) -> tuple[Choice, Plan, str]:
+    """Plan, with the split that could not be used before if it can be used now."""
+    if unread_split:
+        waiting, _ = edit(choice, "split", unread_split, Known(models={}, gpus={}))
+        try:
+            return waiting, waiting.plan(with_advice=False), ""
+        except PgplanError:
+            pass
+    return choice, choice.plan(with_advice=False), unread_split
 
 
 def _parts(widget: W.Widget) -> Iterator[W.Widget]:

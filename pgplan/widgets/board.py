@@ -1,0 +1,153 @@
+"""The planner's right side: sentence, ruler, stages, picture, and the panes below, drawn when on display."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as W
+
+from pgplan.planning import Plan
+from pgplan.verification import Verification
+from pgplan.view.svg import plan_svg
+from pgplan.widgets.comparison import Comparison, Figures
+from pgplan.widgets.files import Files
+from pgplan.widgets.handover import HandOver
+from pgplan.widgets.proof import Proof
+from pgplan.widgets.ruler import make_ruler, ruler_state
+from pgplan.widgets.scene import Pane, Scene, headline
+from pgplan.widgets.stages import Stages
+from pgplan.widgets.style import button, column, html, row, told
+
+PICTURE_WIDTH = 900
+
+
+class Board:
+    """Draw scenes, and pass on what the user does there.
+
+    Args:
+        edit: Called with ``"cuts"``, ``"pinned"``, ``"step"`` or ``"auto"`` and its value.
+        go: Called with ``"undo"``, ``"redo"``, ``"reset"`` or ``"verify"``.
+        pin: Called to keep the plan on display as A.
+        load: Called with a plan that was uploaded.
+        proven: Called with a verification's record and its plan.
+        stop: Called to give up what takes long.
+    """
+
+    def __init__(
+        self,
+        *,
+        edit: Callable[[str, Any], None],
+        go: Callable[[str], None],
+        pin: Callable[[], None],
+        load: Callable[[Plan], None],
+        proven: Callable[[Verification, Plan], None],
+        stop: Callable[[], None],
+    ) -> None:
+        self._scene: Scene | None = None
+        self._edit = edit
+        self._is_drawing = False
+        self.sentence, self.picture, self.status = html("sentence"), html("picture"), html("status")
+        self.stages = Stages(
+            step=lambda stage, by: edit("step", (stage, by)), pin=lambda pinned: edit("pinned", pinned)
+        )
+        self.ruler = make_ruler()
+        if self.ruler is not None:
+            self.ruler.add_class("pgplan-ruler")
+            self.ruler.observe(self._ruled, names=["cuts", "pinned"])
+        self.figures, self.hand_over, self.comparison = Figures(), HandOver(), Comparison()
+        self.files, self.proof = Files(load=load), Proof(proven=proven)
+        self._panes: dict[str, Pane] = {
+            "Hand over": self.hand_over,
+            "Table": self.figures,
+            "A and B": self.comparison,
+            "Proof": self.proof,
+            "Code and files": self.files,
+        }
+        self.tab = W.Tab(children=[pane.box for pane in self._panes.values()], titles=tuple(self._panes))
+        self.tab.add_class("pgplan-panes")
+        self.tab.selected_index = 0
+        self.tab.observe(lambda _: self._draw_pane(), names="selected_index")
+        self.buttons = {
+            "undo": button("Undo", "undo", tooltip="Take the last change back"),
+            "redo": button("Redo", "redo", tooltip="Make it again"),
+            "reset": button("Reset", "reset", tooltip="Go back to what the planner was opened with"),
+            "auto": button("Auto", "auto", tooltip="Balance the stages that are not pinned"),
+            "pin": button("Pin as A", "pin", tooltip="Keep this plan to compare with"),
+        }
+        for name in ("undo", "redo", "reset"):
+            self.buttons[name].on_click(lambda _, name=name: go(name))
+        self.buttons["auto"].on_click(lambda _: edit("auto", None))
+        self.buttons["pin"].on_click(lambda _: pin())
+        self.proof.start.on_click(lambda _: self.open("Proof"))
+        self._stop = button("Cancel", "cancel-planning", tooltip="Keep the plan on display")
+        self._stop.on_click(lambda _: stop())
+        self._waiting = row(html("waiting", told("status", "working out the plan ...")), self._stop)
+        self._waiting.layout.display = "none"
+        bar = row(*self.buttons.values(), self.proof.start, name="bar")
+        ruled = () if self.ruler is None else (self.ruler,)
+        self.box = column(
+            self.sentence,
+            bar,
+            self.status,
+            self._waiting,
+            *ruled,
+            self.stages.box,
+            self.picture,
+            self.tab,
+            name="board",
+            flex="1 1 560px",
+            min_width="0",
+        )
+
+    # --- drawing --------------------------------------------------------------------------------------
+
+    def draw(self, scene: Scene, *, can_undo: bool, can_redo: bool) -> None:
+        """Draw a scene; of the panes below only the one on display."""
+        self._is_drawing = True
+        try:
+            self._scene = scene
+            self.sentence.value = headline(scene)
+            self.stages.draw(scene)
+            self.refuse(scene)
+            self.picture.value = plan_svg(scene.plan, width=PICTURE_WIDTH)
+            self.buttons["undo"].disabled, self.buttons["redo"].disabled = not can_undo, not can_redo
+            self.buttons["pin"].description = "Unpin A" if scene.reference == scene.plan else "Pin as A"
+            self._draw_pane()
+        finally:
+            self._is_drawing = False
+
+    def refuse(self, scene: Scene) -> None:
+        """Have the ruler show the scene's cuts, whatever was dragged."""
+        if self.ruler is not None:
+            before, self._is_drawing = self._is_drawing, True
+            try:
+                self.ruler.show(ruler_state(scene.plan, pinned=scene.choice.pinned))
+            finally:
+                self._is_drawing = before
+
+    def open(self, title: str) -> None:
+        """Bring a pane to the front."""
+        self.tab.selected_index = list(self._panes).index(title)
+
+    def tell(self, words: str) -> None:
+        """Say what else happened."""
+        self.status.value = told("status", words)
+
+    def wait(self, is_waiting: bool) -> None:
+        """Show or hide that something takes long, and how to end it."""
+        self._waiting.layout.display = "" if is_waiting else "none"
+
+    def close(self) -> None:
+        """End what runs, and close what is not on the page right now."""
+        self.proof.cancel()
+        self.proof.wait()
+        self.stages.close()
+
+    def _draw_pane(self) -> None:
+        if self._scene is not None and self.tab.selected_index is not None:
+            list(self._panes.values())[self.tab.selected_index].draw(self._scene)
+
+    def _ruled(self, change: dict[str, Any]) -> None:
+        if not self._is_drawing:
+            self._edit(change["name"], list(change["new"]))

@@ -1,0 +1,108 @@
+"""Everything that the planner shows at one moment, computed once and then drawn by the panes on display."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Protocol
+
+import ipywidgets as W
+
+from pgplan.engines import find_engine
+from pgplan.planning import Plan
+from pgplan.planning.moving import Move, best_move, own_split_plan
+from pgplan.verification import Verification
+from pgplan.view import compare_plans
+from pgplan.view.numbers import gib, share
+from pgplan.view.picture import plan_basis, plan_sentence, plan_summary, plan_title
+from pgplan.widgets.choice import Choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Hold what is on display.
+
+    Args:
+        choice: What was chosen.
+        plan: What follows from it.
+        own: The plan with the engine's own split; ``None``: it has none that can run.
+        move: The move of one layer that helps most; ``None``: none helps.
+        reference: The plan pinned as A.
+        proof: What this plan was measured to be.
+    """
+
+    choice: Choice
+    plan: Plan
+    own: Plan | None = None
+    move: Move | None = None
+    reference: Plan | None = None
+    proof: Verification | None = None
+
+
+class Pane(Protocol):
+    """A part of the planner that draws a scene when it is on display."""
+
+    box: W.Widget
+
+    def draw(self, scene: Scene) -> None:
+        """Show the scene."""
+
+
+def study(choice: Choice, plan: Plan) -> Scene:
+    """Return the scene of a plan: what its engine's own split is worth and which move helps."""
+    return Scene(
+        choice=choice, plan=plan, own=own_split_plan(plan), move=best_move(plan, pinned=choice.pinned)
+    )
+
+
+def headline(scene: Scene) -> str:
+    """Return the sentences on top: what holds the plan back, which move helps, what is gained so far."""
+    plan = scene.plan
+    lines = [
+        f"<p><b>{escape(plan_sentence(plan))} {escape(move_words(scene))}</b></p>",
+        f"<p>{escape(own_words(scene))}</p>",
+        f"<p>{escape(plan_title(plan))} · {escape(plan_summary(plan))}</p>",
+    ]
+    if scene.reference is not None:
+        words = compare_plans(scene.reference, plan).words
+        lines.append(f"<p>Against A ({_counts(scene.reference)}): {escape(words)}</p>")
+    lines.append(f"<p><small>{escape(plan_basis(plan))}</small></p>")
+    return "".join(lines)
+
+
+def move_words(scene: Scene) -> str:
+    """Say which move of one layer helps most, or that none does."""
+    move, plan = scene.move, scene.plan
+    if move is not None:
+        what = (
+            f"{gib(move.gain)} GiB on the tightest stage" if move.quantity == "memory" else share(move.gain)
+        )
+        unit = {"kv": " KV tokens", "memory": ""}.get(move.quantity, f" {move.quantity}")
+        return f"Moving one layer from stage {move.source} to stage {move.target} gains {what}{unit}."
+    if plan.pp_size == 1:
+        return ""
+    what = {"kv": "KV tokens", "memory": "memory"}.get(plan.bottleneck.resource, plan.bottleneck.resource)
+    if plan.bottleneck.stage in scene.choice.pinned:
+        return f"Stage {plan.bottleneck.stage} is pinned."
+    return f"No move of one layer off this stage improves {what}."
+
+
+def own_words(scene: Scene) -> str:
+    """Say what the plan gains over the engine's own split."""
+    plan, own = scene.plan, scene.own
+    title = find_engine(plan.engine).title
+    if own is None:
+        return f"{title} has no split of its own that could run here."
+    if own.split == plan.split:
+        return f"This is {title}'s own split."
+    words = compare_plans(own, plan).words
+    for letter, name in (("B", "this split"), ("A", f"{title}'s own split")):
+        words = words.replace(f"{letter} fits", f"{name} fits").replace(f"{letter} does", f"{name} does")
+    return f"Against {title}'s own split {_counts(own)}: {words}."
+
+
+def _counts(plan: Plan) -> str:
+    """Write a split in few letters: equal neighbours are counted."""
+    if plan.pp_size <= 16:
+        return ",".join(map(str, plan.split))
+    return f"{plan.split[0]},{plan.split[1]},…,{plan.split[-1]}"
