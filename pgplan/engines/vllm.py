@@ -22,7 +22,8 @@ from pgplan.engines.launching import (
     flag_words,
     kv_dtype_word,
 )
-from pgplan.engines.vllm_kv import KVLayer, VLLMKVRule
+from pgplan.engines.vllm_caches import attention_caches, block_size_for
+from pgplan.engines.vllm_kv import VLLMKVRule
 from pgplan.engines.vllm_log import VLLM_LOG
 from pgplan.engines.vllm_placement import NO_PIPELINE, vllm_placement
 from pgplan.engines.vllm_state import block_beside_state, states_per_request, with_state
@@ -102,7 +103,6 @@ class VLLM(Engine):
         batched_tokens, sequences = _limits(cluster.gpus[0])
         utilization = 0.92 if self.release >= (0, 33) else 0.9
         max_model_len = context_limit(model, workload)
-        mla = any(kind.attention and kind.attention.kind == "mla" for kind in model.kinds)
         element_bytes = workload.kv_element_bytes(model.dtype)
         return EngineSettings(
             memory_utilization=workload.memory_utilization or utilization,
@@ -111,8 +111,7 @@ class VLLM(Engine):
             max_num_seqs=workload.max_num_seqs or sequences,
             block_size=block_beside_state(
                 model,
-                # The MLA kernels read blocks of 64 tokens.
-                alignment=64 if mla else 16,
+                alignment=block_size_for(model),
                 tp_size=cluster.tp_size,
                 element_bytes=element_bytes,
             ),
@@ -122,21 +121,21 @@ class VLLM(Engine):
     def kv_rule(self, model: ModelSpec, settings: EngineSettings, cluster: Cluster) -> KVRule:
         """Apply the grouping and the minimum over stages; see ``vllm_kv``."""
         attending = [
-            KVLayer.of(
+            attention_caches(
                 kind.attention,
                 block_size=settings.block_size,
                 tp_size=cluster.tp_size,
                 element_bytes=settings.kv_element_bytes,
             )
             if kind.attention
-            else None
+            else ()
             for kind in model.kinds
         ]
         kinds = [
             with_state(
                 attention,
                 kind,
-                page_bytes=max((layer.page_bytes for layer in attending if layer), default=0),
+                page_bytes=max((cache.page_bytes for caches in attending for cache in caches), default=0),
                 tp_size=cluster.tp_size,
                 dtype=model.dtype,
                 states=states_per_request(self.release),
@@ -150,6 +149,7 @@ class VLLM(Engine):
             # Asynchronous scheduling keeps one batch more than there are stages.
             in_flight_tokens=(cluster.pp_size + 1) * settings.max_num_batched_tokens,
             memory_utilization=settings.memory_utilization,
+            packed=any(kind.attention and kind.attention.kind == "compressed" for kind in model.kinds),
         )
 
     def microbatches(self, workload: Workload, settings: EngineSettings, *, pp_size: int) -> tuple[int, int]:

@@ -2,9 +2,8 @@
 
 Glossary
     block    ``block_size`` tokens of one layer; its bytes are the layer's *page*
-    group    layers that share one block table. Groups are made over the whole model and then projected to
-             each stage: a model of one kind is one group; a hybrid's layers are dealt out so that groups
-             have about equal sizes and every stage an even share of each
+    group    caches that share one block table (``vllm_groups``), made over the whole model and then projected
+             to each stage
     nb       blocks: each block index costs a stage the largest sum of pages over its groups
 
     capacity = min over stages of nb(stage), and tokens = nb / blocks per request * longest context
@@ -14,89 +13,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
 
 from pgplan.engines.base import KVCapacity, KVRule, StageMemory
-from pgplan.model.spec import AttentionSpec
+from pgplan.engines.vllm_groups import KVLayer, group_layers, is_one_kind, pack_layers, unify_pages
 
 GIB = 1 << 30
 
+_Number = TypeVar("_Number", int, float)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KVLayer:
-    """Describe a layer to the KV planner.
-
-    Args:
-        kind: ``"full"``, ``"sliding"``, ``"chunked"``, ``"mla"``, or ``"state"`` for recurrent state.
-        page_bytes: Bytes of one block of this layer on one rank.
-        window: Tokens of the window or chunk.
-        states: Blocks that a request takes of a ``"state"`` layer, however long it grows.
-    """
-
-    kind: str
-    page_bytes: int
-    window: int | None = None
-    states: int = 0
-
-    @classmethod
-    def of(cls, attention: AttentionSpec, *, block_size: int, tp_size: int, element_bytes: int) -> KVLayer:
-        """Describe a model's layer."""
-        elements = attention.kv_elements_per_token(tp_size=tp_size)
-        return cls(
-            kind=attention.kind, page_bytes=block_size * elements * element_bytes, window=attention.window
-        )
-
-    def blocks_per_request(self, *, tokens: int, in_flight_tokens: int, block_size: int) -> int:
-        """Return the blocks that one request of ``tokens`` tokens takes in this layer's group.
-
-        A window keeps only what later tokens can see, plus what may be in flight, plus one partial block.
-        """
-        if self.kind == "state":
-            return self.states
-        if self.kind == "sliding" and self.window is not None:
-            kept = min(self.window - 1 + in_flight_tokens, tokens)
-            return -(-kept // block_size) + 1
-        if self.kind == "chunked" and self.window is not None:
-            tokens = min(self.window + in_flight_tokens, tokens)
-        return -(-tokens // block_size)
-
-
-def group_layers(layers: Sequence[KVLayer | None], *, hybrid: bool = True) -> tuple[tuple[int, ...], ...]:
-    """Deal a model's layers out to KV-cache groups; returns the layer indices of each group.
-
-    With ``hybrid=False`` windows are ignored, as with ``--disable-hybrid-kv-cache-manager``.
-
-    >>> full, sliding = KVLayer(kind="full", page_bytes=1), KVLayer(kind="sliding", page_bytes=1, window=8)
-    >>> group_layers([sliding, sliding, full] * 2)
-    ((0, 3), (1, 4), (2, 5))
-    """
-    present = [index for index, layer in enumerate(layers) if layer is not None]
-    kinds = {_merge_key(layers[index]) for index in present}
-    if len(kinds) <= 1 or not hybrid:
-        return (tuple(present),)
-    buckets: dict[KVLayer | None, list[int]] = {}
-    for index in present:
-        buckets.setdefault(layers[index], []).append(index)
-    sizes = [len(bucket) for bucket in buckets.values()]
-    # Nearly equal buckets are padded up to the larger one rather than cut into many small groups.
-    size = max(sizes) if max(sizes) < 1.5 * min(sizes) else min(sizes)
-    groups: list[tuple[int, ...]] = []
-    for bucket in buckets.values():
-        count = -(-len(bucket) // size)
-        groups.extend(tuple(bucket[start::count]) for start in range(count))
-    return tuple(groups)
-
-
-def _merge_key(layer: KVLayer | None) -> tuple[str, int | None]:
-    if layer is None:
-        return ("none", None)
-    # Layers of one type merge even when their pages differ in size; windows must agree.
-    return ("full" if layer.kind == "mla" else layer.kind, layer.window)
+__all__ = ["KVLayer", "VLLMKVRule", "group_layers"]
 
 
 class VLLMKVRule(KVRule):
-    """Apply vLLM's rule to one model under one set of limits."""
+    """Apply vLLM's rule to one model under one set of limits.
+
+    Args:
+        layers: The caches of each decoder layer.
+        block_size: Tokens per block.
+        max_model_len: The longest context.
+        in_flight_tokens: Tokens that may be scheduled and not settled yet.
+        memory_utilization: The share of the device's memory that vLLM may take.
+        hybrid: Whether windows are made use of (not ``--disable-hybrid-kv-cache-manager``).
+        packed: Whether pages of several sizes may lie side by side in a block.
+        drafts: The caches of the layers that draft tokens, which are on the last stage.
+    """
 
     def __init__(
         self,
@@ -107,8 +49,12 @@ class VLLMKVRule(KVRule):
         in_flight_tokens: int,
         memory_utilization: float = 1.0,
         hybrid: bool = True,
+        packed: bool = False,
+        drafts: Sequence[KVLayer] = (),
     ) -> None:
         kept = [(layer,) if isinstance(layer, KVLayer) else tuple(layer or ()) for layer in layers]
+        # Whatever range ends with the last layer is the last stage.
+        kept[-1] = (*kept[-1], *drafts)
         # A decoder layer may keep several things (Falcon-H1: keys, values and state).
         entries = [entry for group in kept for entry in group]
         owners = [index for index, group in enumerate(kept) for _ in group]
@@ -118,7 +64,9 @@ class VLLMKVRule(KVRule):
         self._max_model_len = max_model_len
         self._in_flight_tokens = in_flight_tokens
         self._memory_utilization = memory_utilization
-        groups = group_layers(entries, hybrid=hybrid)
+        if hybrid and not packed and not is_one_kind(entries):
+            entries = unify_pages(entries, block_size=block_size)
+        groups = pack_layers(entries) if packed else group_layers(entries, hybrid=hybrid)
         self.group_sizes = tuple(len(group) for group in groups)
         self._leaders = [entries[group[0]] for group in groups if group]
         # Bytes of the pages of each group in the layers before an index, so a range costs two look-ups.
@@ -128,7 +76,12 @@ class VLLMKVRule(KVRule):
         ]
         pages = [(owner, entry) for owner, entry in zip(owners, entries, strict=True)]
         self._token_sums = _prefix(
-            len(kept), [(owner, entry.page_bytes) for owner, entry in pages if entry.kind != "state"]
+            len(kept),
+            [
+                (owner, entry.page_bytes / (entry.block_size or block_size))
+                for owner, entry in pages
+                if entry.kind not in ("state", "partial")
+            ],
         )
         self._state_sums = _prefix(
             len(kept), [(owner, entry.states * entry.page_bytes) for owner, entry in pages]
@@ -183,8 +136,7 @@ class VLLMKVRule(KVRule):
             used_bytes=tuple(fewest * size for size in per_block),
             stage_tokens=tuple(self._tokens(count) for count in blocks),
             bytes_per_token=tuple(
-                (self._token_sums[stop] - self._token_sums[start]) // self._block_size
-                for start, stop in ranges
+                round(self._token_sums[stop] - self._token_sums[start]) for start, stop in ranges
             ),
             tightest=blocks.index(fewest),
             problem=self._problem(ranges, budgets),
@@ -245,9 +197,9 @@ def _without_window(layer: KVLayer) -> KVLayer:
     return layer if layer.kind == "state" else KVLayer(kind="full", page_bytes=layer.page_bytes)
 
 
-def _prefix(num_layers: int, pages: Iterable[tuple[int, int]]) -> list[int]:
+def _prefix(num_layers: int, pages: Iterable[tuple[int, _Number]]) -> list[_Number]:
     """Return the bytes in the layers before each index, from ``(layer, bytes)`` of every page."""
-    each = [0] * num_layers
+    each: list[_Number] = [0] * num_layers
     for layer, page_bytes in pages:
         each[layer] += page_bytes
     return list(accumulate(each, initial=0))

@@ -60,20 +60,25 @@ def block_beside_state(model: ModelSpec, *, alignment: int, tp_size: int, elemen
 
 
 def with_state(
-    attention: KVLayer | None, layer: LayerSpec, *, page_bytes: int, tp_size: int, dtype: str, states: int
+    attention: tuple[KVLayer, ...],
+    layer: LayerSpec,
+    *,
+    page_bytes: int,
+    tp_size: int,
+    dtype: str,
+    states: int,
 ) -> tuple[KVLayer, ...]:
     """Return what a layer keeps in the pool: keys and values, state, both (Falcon-H1) or nothing.
 
     Args:
-        attention: Its keys and values.
+        attention: Its caches of keys and values.
         layer: The model's layer.
         page_bytes: What a state is padded up to; 0: nothing.
         tp_size: Ranks that share the layer.
         dtype: The model's dtype.
         states: Blocks per request.
     """
-    kept = (attention,) if attention else ()
     state = state_page_bytes(layer, dtype=dtype, tp_size=tp_size)
     if not state:
-        return kept
-    return (*kept, KVLayer(kind="state", page_bytes=max(state, page_bytes), states=states))
+        return attention
+    return (*attention, KVLayer(kind="state", page_bytes=max(state, page_bytes), states=states))
