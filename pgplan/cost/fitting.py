@@ -28,8 +28,9 @@ _ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _STEPS = 40
 _PULL = 0.02
 _WIGGLE = 1e-4
-# A class counts as seen where it decides at least this share of the time, in at least as many points.
-_SEEN_SHARE, _SEEN_POINTS = 0.2, 3
+# The squares of the shares of time that a class decides, summed over the points. At this sum, times that
+# scatter by 2 % leave 20 % on the class, of which little remains where its share is as small as it was there.
+_SEEN = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,16 +141,16 @@ def _rates(gpu: GPU, theta: Sequence[float]) -> Rates:
 
 
 def seen_classes(points: Sequence[Point], rates: Rates) -> set[str]:
-    """Return the classes that decide enough of the time, in enough points, to be known."""
-    counts = dict.fromkeys(_CLASSES, 0)
+    """Return the classes on which enough of the measured times depend for them to be known."""
+    weights = dict.fromkeys(_CLASSES, 0.0)
     for point in points:
         shares = dict.fromkeys(_CLASSES, 0.0)
         for item in point.work:
             shares[rates.bound(item)] += rates.seconds(item)
         total = sum(shares.values())
         for name, seconds in shares.items():
-            counts[name] += seconds >= _SEEN_SHARE * total
-    return {name for name, count in counts.items() if count >= _SEEN_POINTS}
+            weights[name] += (seconds / total) ** 2
+    return {name for name, weight in weights.items() if weight >= _SEEN}
 
 
 def _misses(points: Sequence[Point], rates: Rates) -> list[float]:

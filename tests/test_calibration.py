@@ -1,0 +1,150 @@
+"""Calibrations as values: interpolation, refusal, files, merging."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgplan.errors import CalibrationError
+from pgplan.hardware import Calibration, find_calibration
+from pgplan.hardware.calibration import AllReduceTimes, EndTimes, LayerTimes, LinkTimes
+from pgplan.hardware.interpolation import Curve, Grid
+
+GRID = Grid(tokens=(1, 4, 8), contexts=(10, 100), seconds=((1.0, 2.0), (3.0, 5.0), (4.0, 9.0)))
+LINE = Curve(sizes=(2, 4, 8), seconds=(1.0, 3.0, 4.0))
+
+
+def some(**changes: object) -> Calibration:
+    layer = LayerTimes(digest="d", kind="full, dense", model="m", tp_size=1, prefill=GRID, decode=GRID)
+    made = Calibration(
+        gpu="H200 SXM 141GB",
+        device="NVIDIA H200",
+        date="2026-11-22",
+        environment={"driver": "580", "torch": "2.11"},
+        models=("m",),
+        layers=(layer,),
+        ends=(EndTimes(digest="e", model="m", tp_size=1, embedding=LINE, head=LINE),),
+        links=LinkTimes(
+            latency_s=1e-5, bandwidth=3e11, handoff=LINE, all_reduces=(AllReduceTimes(ranks=2, times=LINE),)
+        ),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@given(
+    a=st.floats(-10, 10),
+    b=st.floats(-10, 10),
+    c=st.floats(-10, 10),
+    tokens=st.floats(1, 64),
+    context=st.floats(0, 4096),
+)
+def test_what_is_linear_in_tokens_context_and_their_product_is_met(
+    a: float, b: float, c: float, tokens: float, context: float
+) -> None:
+    def true(n: float, ctx: float) -> float:
+        return a + b * n + c * n * ctx
+
+    axis, contexts = (1, 8, 64), (0, 512, 4096)
+    grid = Grid(
+        tokens=axis,
+        contexts=contexts,
+        seconds=tuple(tuple(true(n, ctx) for ctx in contexts) for n in axis),
+    )
+    assert grid.at(tokens, context) == pytest.approx(true(tokens, context), abs=1e-6, rel=1e-9)
+
+
+def test_points_on_the_grid_are_what_was_measured() -> None:
+    for row, tokens in enumerate(GRID.tokens):
+        for column, context in enumerate(GRID.contexts):
+            assert GRID.at(tokens, context) == GRID.seconds[row][column]
+    assert GRID.at(6, 55) == pytest.approx((3 + 5 + 4 + 9) / 4)
+    assert [LINE.at(size) for size in (2, 3, 8)] == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(("tokens", "context"), [(0.5, 50), (9, 50), (4, 9), (4, 101)])
+def test_nothing_is_made_up_outside(tokens: float, context: float) -> None:
+    with pytest.raises(CalibrationError, match=r"lie outside the calibration, which covers .* to .*; cal"):
+        GRID.at(tokens, context)
+
+
+def test_one_point_is_a_grid_that_covers_itself() -> None:
+    grid = Grid(tokens=(4,), contexts=(10,), seconds=((2.0,),))
+    assert grid.at(4, 10) == 2.0
+    with pytest.raises(CalibrationError):
+        grid.at(5, 10)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Grid(tokens=(1, 2), contexts=(1,), seconds=((1.0,),)),
+        lambda: Grid(tokens=(2, 1), contexts=(1,), seconds=((1.0,), (1.0,))),
+        lambda: Curve(sizes=(), seconds=()),
+        lambda: Curve(sizes=(1, 2), seconds=(1.0,)),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(make: object) -> None:
+    with pytest.raises(CalibrationError, match="calibrate again"):
+        make()  # type: ignore[operator]
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    path = tmp_path / "h200.json"
+    some().save(path)
+    assert Calibration.load(path) == some()
+    assert find_calibration(str(path)) == some()
+    assert json.loads(path.read_text())["schema_version"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["h200.json"]
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="give another path"):
+        some().save(tmp_path / "missing" / "h200.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data.pop("schema_version"), "calibrate again"),
+        (lambda data: data.update(schema_version=99), "schema_version 99"),
+        (lambda data: data.update(layers=[{"digest": 3}]), r"layers\[0\]"),
+        (lambda data: data["layers"][0]["decode"]["seconds"].pop(), "grid of 3 x 2 points"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(change: object, says: str) -> None:
+    data = json.loads(some().to_json())
+    change(data)  # type: ignore[operator]
+    with pytest.raises(CalibrationError, match=says) as caught:
+        Calibration.from_json(json.dumps(data))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_json_is_refused() -> None:
+    for text in ("", "[]", "3", "{"):
+        with pytest.raises(CalibrationError, match="calibrate again"):
+            Calibration.from_json(text)
+
+
+def test_merging_keeps_both_and_lets_the_later_hold() -> None:
+    faster = replace(some().layers[0], decode=replace(GRID, seconds=((0.5, 1.0), (1.5, 2.5), (2.0, 4.5))))
+    other = replace(some().layers[0], digest="other")
+    merged = some().merge(some(layers=(faster, other), models=("n",), links=None, date="2026-11-23"))
+    assert merged.models == ("m", "n") and merged.date == "2026-11-23"
+    assert merged.layers == (faster, other)
+    assert merged.links == some().links and merged.fit is None
+
+
+def test_calibrations_of_two_devices_do_not_mix() -> None:
+    with pytest.raises(CalibrationError, match="H200 SXM 141GB and L40S"):
+        some().merge(some(gpu="L40S"))
+
+
+def test_a_name_that_nothing_ships_for_says_how_to_make_one() -> None:
+    with pytest.raises(CalibrationError, match="pgplan calibrate MODEL -o"):
+        find_calibration("T4")
