@@ -98,13 +98,14 @@ def _exact(price: Price) -> Price:
 
 
 def _layer_price(pricer: Pricer, kind: int, batch: Batch, message_bytes: int) -> Price:
-    """Price a layer with its communication: attention and MLP each end in an all-reduce."""
+    """Price a layer with its communication: attention, recurrence and MLP each end in an all-reduce."""
     compute = pricer.layer(kind, batch)
     if pricer.tp_size == 1:
         return _exact(compute)
-    reduce = pricer.all_reduce(message_bytes)
-    tier, error = weakest([(compute, 1), (reduce, 2)])
-    parts = (*compute.parts, *((part, 2 * seconds) for part, seconds in reduce.parts))
+    reduce, layer = pricer.all_reduce(message_bytes), pricer.model.kinds[kind]
+    count = sum((layer.attention is not None, layer.state is not None, layer.has_mlp))
+    tier, error = weakest([(compute, 1), (reduce, count)])
+    parts = (*compute.parts, *((part, count * seconds) for part, seconds in reduce.parts))
     return _exact(Price(parts=parts, tier=tier, error=error))
 
 

@@ -154,9 +154,14 @@ def check_supported(model: ModelSpec) -> None:
         ModelError: Names the weight or the kind of attention.
     """
     for layer in model.kinds:
-        attention = layer.attention
-        if attention is None or attention.kind == "chunked":
-            kind = "layers without attention" if attention is None else "chunked attention"
+        attention, kind = layer.attention, None
+        if layer.state is not None:
+            kind = f"recurrent layers ({layer.state.kind})"
+        elif attention is None:
+            kind = "layers without attention"
+        elif attention.kind == "chunked":
+            kind = "chunked attention"
+        if kind is not None:
             raise ModelError(
                 f"verification computes full, sliding and latent attention, and {model.name} has {kind}; "
                 f"plan and export it without"
