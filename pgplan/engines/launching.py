@@ -89,9 +89,10 @@ def kv_dtype_word(
     """
     wanted = workload.kv_dtype
     if wanted not in known and wanted not in ("auto", model.dtype):
+        names = ", ".join(dict.fromkeys([model.dtype, *known]))
         raise EngineError(
-            f"{title} keeps the KV cache of {model.name} in {model.dtype}, {' or '.join(known)}, got "
-            f"kv_dtype {wanted}; give one of these or auto"
+            f"{title} keeps the KV cache of {model.name} in one of {names}, got kv_dtype {wanted}; give one "
+            f"of these or auto"
         )
     return known.get(wanted)
 
