@@ -26,7 +26,7 @@ BELOW = {
     "cost": {"errors", "codec", "model", "hardware"},
     "engines": {"errors", "workload", "model", "hardware", "split", "cost"},
     "planning": {"errors", "codec", "workload", "model", "hardware", "split", "cost", "engines"},
-    "view": {"errors", "model", "hardware", "planning"},
+    "view": {"errors", "model", "hardware", "engines", "planning"},
     "logs": {"errors", "split", "engines", "planning", "view"},
     "verification": {
         *("errors", "codec", "workload", "model", "hardware", "split", "cost", "engines", "planning"),
@@ -38,7 +38,7 @@ BELOW = {
     },
     "cli": {
         *("", "errors", "codec", "workload", "model", "hardware", "split", "engines", "planning", "logs"),
-        "verification",
+        *("view", "verification"),
     },
     "__main__": {"cli"},
     "distributed": {"errors", "split"},
@@ -47,7 +47,7 @@ BELOW = {
 # The conveniences on Plan: imported inside the method, when it is called.
 UPWARD = {
     ("planning.record", method, "view")
-    for method in ("__str__", "_repr_html_", "to_frame", "plot", "to_svg", "compare")
+    for method in ("__str__", "_repr_html_", "to_frame", "plot", "to_svg", "report", "compare")
 }
 # Rooms above that annotations name; no such import runs.
 FOR_TYPES = {("errors", "launcher"), ("engines", "planning"), ("planning", "view")}

@@ -189,6 +189,7 @@ def _add_plan(commands: Any) -> None:
     out.add_argument("-o", dest="output", metavar="FILE", help="write the plan as JSON")
     out.add_argument("--svg", metavar="FILE", help="write the picture as SVG")
     out.add_argument("--png", metavar="FILE", help="write the figure as PNG")
+    out.add_argument("--report", metavar="FILE", help="write all there is to it as one HTML page")
 
 
 def _whole(text: str) -> int:

@@ -28,6 +28,7 @@ from pgplan.model import ModelSpec, load_model
 from pgplan.model.config import MAX_LAYERS
 from pgplan.planning import Objective, Plan, plan
 from pgplan.split import check_stage_count
+from pgplan.view import plan_report
 from pgplan.workload import Workload
 
 
@@ -99,6 +100,8 @@ def _files(args: Namespace, result: Plan) -> dict[str, bytes]:
         image = io.BytesIO()
         result.plot().savefig(image, format="png", dpi=150)
         files[args.png] = image.getvalue()
+    if args.report:
+        files[args.report] = plan_report(result).encode()
     return files
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pgplan.cost.rates import Tier
@@ -256,6 +257,16 @@ class Plan:
         from pgplan.view import plan_svg
 
         return plan_svg(self, width=width)
+
+    def report(self, path: str | Path) -> None:
+        """Write all there is to this plan as one HTML file: pictures, tables, assumptions, every export.
+
+        Raises:
+            PlanError: If it cannot be written there.
+        """
+        from pgplan.view import write_report
+
+        write_report(self, path)
 
     def compare(self, other: Plan) -> Any:
         """Set this plan (A) beside ``other`` (B); prints as a table, shows as HTML."""

@@ -1,7 +1,7 @@
-"""A plan as text, table, SVG, matplotlib figure and HTML, and two plans beside each other.
+"""A plan as text, table, SVG, matplotlib figure, HTML and a report, and two plans beside each other.
 
 The picture is computed once as plain data (``picture``) and then drawn (``svg``, ``figure``) or written
-(``text``, ``page``). Only ``plan_figure`` needs matplotlib and only ``plan_frame`` pandas; both are loaded
+(``text``, ``page``, ``report``). Only ``plan_figure`` needs matplotlib and only ``plan_frame`` pandas; both are loaded
 when they are asked for.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pgplan.view.compare import Comparison, compare_plans
 from pgplan.view.frame import plan_frame
 from pgplan.view.page import plan_html
+from pgplan.view.report import plan_report, write_report
 from pgplan.view.svg import plan_svg
 from pgplan.view.text import plan_text
 
@@ -24,8 +25,10 @@ __all__ = [
     "plan_figure",
     "plan_frame",
     "plan_html",
+    "plan_report",
     "plan_svg",
     "plan_text",
+    "write_report",
 ]
 
 
