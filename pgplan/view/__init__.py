@@ -1,8 +1,8 @@
 """A plan as text, table, SVG, matplotlib figure, HTML and a report, and two plans beside each other.
 
 The picture is computed once as plain data (``picture``) and then drawn (``svg``, ``figure``) or written
-(``text``, ``page``, ``report``). Only ``plan_figure`` needs matplotlib and only ``plan_frame`` pandas; both are loaded
-when they are asked for.
+(``text``, ``page``, ``report``). Only ``plan_figure`` needs matplotlib and only ``plan_frame`` pandas; both
+are loaded when they are asked for.
 """
 
 from __future__ import annotations
