@@ -117,11 +117,15 @@ def _gathered(model: ModelSpec, rows: Sequence[dict[str, Any]]) -> Calibration:
         date=datetime.date.today().isoformat(),
         environment=first.environment,
         models=(model.name,),
-        layers=tuple(layer for row in found for layer in row.layers),
-        ends=tuple(end for row in found for end in row.ends),
+        layers=tuple(sorted((layer for row in found for layer in row.layers), key=_order)),
+        ends=tuple(sorted((end for row in found for end in row.ends), key=_order)),
         links=_slowest_links([row.links for row in found if row.links is not None]),
     )
     return with_fit(calibration, [model], gpu)
+
+
+def _order(row: LayerTimes | EndTimes) -> tuple[str, int]:
+    return row.digest, row.tp_size
 
 
 def extend(known: Calibration, new: Calibration, *, models: Sequence[ModelSpec] = ()) -> Calibration:
@@ -195,7 +199,8 @@ def calibrate_rank(
 
     with torch.inference_mode():
         bench = Bench(spec, device, from_data(Sizes, sizes, where="sizes"), told=told)
-        tasks = [(kind, tp_size) for tp_size in tp_sizes for kind in (*range(len(spec.kinds)), None)]
+        # Layers take the longest: they come first, so that each rank has some.
+        tasks = [(kind, tp_size) for kind in (*range(len(spec.kinds)), None) for tp_size in tp_sizes]
         layers: list[LayerTimes] = []
         ends: list[EndTimes] = []
         for kind, tp_size in tasks[worker.rank :: worker.world_size]:
