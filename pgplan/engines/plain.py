@@ -24,7 +24,7 @@ class PlainJSON(Exporter):
     default_version = "1"
     writes = "a document"
     syntax = '"split": [a, b, c]'
-    checked = "json of Python"
+    checked = "Python's json"
 
     def export(self, plan: Plan) -> str:
         """Return the document."""
@@ -51,7 +51,7 @@ class PlainYAML(Exporter):
     default_version = "1.2"
     writes = "a document"
     syntax = "split: [a, b, c]"
-    checked = "6.0.3 of PyYAML"
+    checked = "PyYAML 6.0.3"
 
     def export(self, plan: Plan) -> str:
         """Return the document."""
@@ -78,7 +78,7 @@ class PlainCSV(Exporter):
     default_version = "1"
     writes = "a table"
     syntax = "a column named layers"
-    checked = "csv of Python"
+    checked = "Python's csv"
 
     def export(self, plan: Plan) -> str:
         """Return the table."""
