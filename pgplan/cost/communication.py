@@ -12,13 +12,16 @@ _ALL_REDUCE_LATENCY_S = 15e-6
 
 
 def handoff_bytes(
-    model: ModelSpec, *, tokens: int, tp_size: int, element_bytes: int, tensors: int = 2
+    model: ModelSpec, *, tokens: int, tp_size: int, element_bytes: int, tensors: int | None = None
 ) -> int:
     """Return the bytes that one rank sends to the next stage.
 
-    Serving engines hand on hidden states and residual (``tensors=2``); each tensor-parallel rank sends its
-    slice and the receivers gather (vLLM ``isend_tensor_dict``).
+    Serving engines hand on hidden states and residual (``tensors=2``), or all copies of a residual stream
+    that has several; each tensor-parallel rank sends its slice and the receivers gather (vLLM
+    ``isend_tensor_dict``).
     """
+    if tensors is None:
+        tensors = model.streams if model.streams > 1 else 2
     return -(-tensors * tokens * model.hidden_size * element_bytes // tp_size)
 
 

@@ -150,7 +150,10 @@ def roofline_error(model: ModelSpec) -> float:
     unproven = any(
         kind.num_experts
         or kind.state is not None
-        or (kind.attention is not None and kind.attention.kind == "mla")
+        or (
+            kind.attention is not None
+            and (kind.attention.kind in ("mla", "compressed") or kind.attention.topk)
+        )
         for kind in model.kinds
     )
     return ROOFLINE_ERROR_UNPROVEN if unproven else ROOFLINE_ERROR

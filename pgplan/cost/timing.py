@@ -30,6 +30,10 @@ _KERNELS_STATE = 7
 _KERNELS_MLP = 4
 _KERNELS_ROUTER = 5
 _KERNELS_MLA = 4
+# Two projections with their norm and rotary part, the cache write, scores, and the selection.
+_KERNELS_INDEXER = 6
+# Kinds of attention whose keys and values are one vector for all heads.
+_LATENT = ("mla", "compressed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +80,10 @@ def layer_work(model: ModelSpec, layer: LayerSpec, batch: Batch, *, tp_size: int
     kernels = (_KERNELS_MLP if layer.has_mlp else 0) + (_KERNELS_ROUTER if layer.num_experts else 0)
     if layer.attention is not None:
         work.append(_attention_work(layer.attention, batch, tp_size=tp_size))
-        kernels += _KERNELS_ATTENTION + (_KERNELS_MLA if layer.attention.kind == "mla" else 0)
+        kernels += _KERNELS_ATTENTION + (_KERNELS_MLA if layer.attention.kind in _LATENT else 0)
+        if layer.attention.index_heads:
+            work.append(_index_work(layer.attention, batch))
+            kernels += _KERNELS_INDEXER
     if layer.state is not None:
         work.append(state_work(layer.state, batch, tp_size=tp_size))
         kernels += _KERNELS_STATE
@@ -156,13 +163,31 @@ def attention_operations(spec: AttentionSpec, *, tokens: float, context: float, 
     return 2.0 * tokens * context * heads * (spec.head_dim + spec.v_head_dim)
 
 
+def attended_keys(spec: AttentionSpec, context: float) -> float:
+    """Return the keys that a token attends to, of ``context`` tokens before it.
+
+    >>> from pgplan.model import load_model
+    >>> spec = load_model("deepseek-v3.2").layers[0].attention
+    >>> attended_keys(spec, 1000), attended_keys(spec, 100_000)
+    (1000, 2048)
+    """
+    near = min(context, spec.window) if spec.window else context
+    if spec.kind == "compressed":
+        entries = context / spec.compression if spec.compression else 0.0
+        return near + (min(entries, spec.topk) if spec.topk else entries)
+    return min(near, spec.topk) if spec.topk else near
+
+
 def _attention_work(spec: AttentionSpec, batch: Batch, *, tp_size: int) -> Work:
-    context = min(batch.context, spec.window) if spec.window else batch.context
-    cached = min(batch.cached, spec.window) if spec.window else batch.cached
-    kv_bytes = batch.sequences * cached * spec.kv_elements_per_token(tp_size=tp_size) * batch.kv_element_bytes
+    context, cached = attended_keys(spec, batch.context), attended_keys(spec, batch.cached)
+    if spec.topk and not batch.decode:
+        # Each token of a prompt selects keys of its own, together nearly all.
+        cached = attended_keys(replace(spec, topk=0), batch.cached)
+    read = _elements_per_key(spec, tp_size=tp_size)
+    kv_bytes = batch.sequences * cached * read * batch.kv_element_bytes
     operations = attention_operations(spec, tokens=batch.tokens, context=context, tp_size=tp_size)
-    latent = spec.kind == "mla" and batch.decode
-    if latent:
+    latent = spec.kind in _LATENT and (batch.decode or spec.topk > 0)
+    if latent and spec.kind == "mla":
         # Decode attends in the latent space: every head against the same compressed keys and values.
         width = 2 * spec.kv_lora_rank + spec.rope_dim
         operations = 2.0 * batch.tokens * context * spec.q_heads / tp_size * width
@@ -172,6 +197,25 @@ def _attention_work(spec: AttentionSpec, batch: Batch, *, tp_size: int) -> Work:
         computing="latent" if latent else "attention",
         moved_bytes=kv_bytes,
         streaming="latent_cache" if latent else "cache",
+    )
+
+
+def _elements_per_key(spec: AttentionSpec, *, tp_size: int) -> int:
+    """Count the elements that one rank reads per key, values included, whichever layer cached them."""
+    if spec.kind == "compressed":
+        return spec.head_dim
+    return replace(spec, shares_kv=False).kv_elements_per_token(tp_size=tp_size)
+
+
+def _index_work(spec: AttentionSpec, batch: Batch) -> Work:
+    """Return the scores of an indexer, which every rank computes for all earlier tokens or entries."""
+    per_key = spec.compression or 1
+    return Work(
+        part="indexer",
+        operations=2.0 * batch.tokens * batch.context / per_key * spec.index_heads * spec.index_dim,
+        computing="attention",
+        moved_bytes=batch.sequences * batch.cached / per_key * spec.index_dim,
+        streaming="cache",
     )
 
 

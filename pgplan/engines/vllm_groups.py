@@ -89,7 +89,7 @@ def _with_page(cache: KVLayer, page_bytes: int, block_size: int) -> KVLayer:
     if cache.kind == "mla":
         raise EngineError(
             f"vLLM's pool has one page size, but no whole number of the latent keys' pages of "
-            f"{cache.page_bytes} bytes makes the {page_bytes} of other layers; use another tp_size or kv_dtype"
+            f"{cache.page_bytes} bytes is the {page_bytes} of other layers; try another tp_size or kv_dtype"
         )
     return replace(cache, page_bytes=page_bytes)
 

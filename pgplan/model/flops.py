@@ -23,11 +23,24 @@ def attention_flops(attention: AttentionSpec, tokens: int, *, context: int | Non
     """Count the two products of attention: scores, and scores times values.
 
     Every query head meets ``context`` keys (``None``: the prompt itself, the full square), whether or
-    not a mask or a window hides some of them; MLA is counted with keys and values expanded per head.
-    The softmax is left out.
+    not a mask, a window or a selection hides some of them; MLA is counted with keys and values expanded
+    per head. Compressed attention has its entries beside them. The softmax is left out.
     """
     keys = tokens if context is None else context
+    if attention.compression:
+        keys += keys // attention.compression
     return 2 * tokens * keys * attention.q_heads * (attention.head_dim + attention.v_head_dim)
+
+
+def index_flops(attention: AttentionSpec, tokens: int, *, context: int | None = None) -> int:
+    """Count what an indexer does to select keys: it scores every one of them with every head.
+
+    In latent attention the heads' scores are weighed and summed up by one more product.
+    """
+    keys = tokens if context is None else context
+    if attention.compression:
+        keys //= attention.compression
+    return 2 * tokens * keys * attention.index_heads * (attention.index_dim + (attention.kind == "mla"))
 
 
 # Tokens that a kernel treats at once as matrix products: Mamba-2's own code, flash-linear-attention's for the
@@ -86,4 +99,5 @@ def layer_flops(layer: LayerSpec, tokens: int, *, context: int | None = None) ->
     )
     if layer.attention is not None:
         linear += attention_flops(layer.attention, tokens, context=context)
+        linear += index_flops(layer.attention, tokens, context=context)
     return linear + (state_flops(layer.state, tokens) if layer.state else 0)

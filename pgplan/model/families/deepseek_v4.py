@@ -171,7 +171,8 @@ def _indexer(config: Config) -> tuple[Weight, ...]:
 def _pooling(root: str, config: Config, ratio: int, dim: int) -> tuple[Weight, ...]:
     """Write what makes entries of ``dim`` elements; those of 4 tokens overlap, and are made twice as wide."""
     hidden, width = config.size("hidden_size"), dim * (2 if ratio == _FEW else 1)
-    bias = matrix(f"{root}.position_bias", "attention", ratio, width)
+    # Added, never multiplied with: a vector of ``ratio`` x ``width``.
+    bias = norm(f"{root}.position_bias", ratio * width, part="attention")
     return (
         matrix(f"{root}.kv_proj", "attention", width, hidden),
         matrix(f"{root}.gate_proj", "attention", width, hidden),
