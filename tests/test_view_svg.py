@@ -71,9 +71,12 @@ def test_text_follows_the_theme_except_on_coloured_parts():
 
 def test_every_stage_can_be_asked_for_its_figures():
     plan = sample("sixteen")
-    for width, times in ((960, 1), (480, 2)):
+    for width in (960, 480):
         titles = [e.text for e in ElementTree.fromstring(plan_svg(plan, width=width)).iter(SVG + "title")]
-        assert len(titles) == times * plan.pp_size
+        assert len(titles) == 3 * plan.pp_size
+        assert titles[0].startswith("stage 0 on H200")
+        assert titles[plan.pp_size].startswith("stage 0, decode")
+        assert titles[2 * plan.pp_size].startswith("stage 0, prefill")
 
 
 def test_names_are_escaped():

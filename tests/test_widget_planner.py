@@ -33,7 +33,7 @@ def patience(monkeypatch):
 def _assert_says_what_it_shows(planner):
     """The controls, the picture and the export all belong to ``planner.plan``."""
     plan, controls = planner.plan, planner.controls
-    assert planner.board.picture.value == plan_svg(plan, width=900)
+    assert planner.board.picture.value == plan_svg(plan, width=900, with_header=False)
     assert controls["pp"].value == plan.pp_size
     assert controls["layers"].value == plan.model.num_layers
     assert controls["tp"].value == plan.tp_size

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pgplan.planning.record import Plan, StagePlan
 from pgplan.view.frame import plan_frame
 from pgplan.view.numbers import change, gib, milliseconds, short_count
-from pgplan.view.picture import plan_basis, plan_title
+from pgplan.view.sentences import plan_basis, plan_title
 from pgplan.view.table import Table, TableColumn
 
 if TYPE_CHECKING:

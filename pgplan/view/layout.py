@@ -40,6 +40,7 @@ class Layout:
 
     Args:
         width, height: The whole picture.
+        stages: How many rows there are.
         pitch: From one stage to the next.
         bar: Height of a bar.
         font: Font size of row labels and values.
@@ -53,6 +54,7 @@ class Layout:
 
     width: float
     height: float
+    stages: int
     pitch: float
     bar: float
     font: float
@@ -87,12 +89,12 @@ def row_label(row: Row) -> str:
     return f"{row.name.removeprefix('stage ')}: {row.detail}"
 
 
-def lay_out(picture: Picture, *, width: float) -> Layout:
-    """Place everything for a picture of ``width`` pixels."""
+def lay_out(picture: Picture, *, width: float, with_header: bool = True) -> Layout:
+    """Place everything for a picture of ``width`` pixels, with or without what is said of it."""
     stages = len(picture.rows)
     pitch, font = next(((pitch, font) for most, pitch, font in _ROWS if stages <= most), _DENSE)
     two_lines = pitch >= 34
-    header, top = _header(picture, width - 2 * MARGIN)
+    header, top = _header(picture, width - 2 * MARGIN) if with_header else ((), 0.0)
     label_x = MARGIN + min(_label_width(picture, font, two_lines=two_lines), _WIDEST_LABEL * width)
     memory, decode, prefill = _columns(
         picture, x=label_x + 8, end=width - MARGIN, top=top + _HEADING, body=stages * pitch, font=font
@@ -101,6 +103,7 @@ def lay_out(picture: Picture, *, width: float) -> Layout:
     return Layout(
         width=width,
         height=basis_y + 12,
+        stages=stages,
         pitch=pitch,
         bar=round(pitch * (0.62 if two_lines else 0.78)),
         font=font,
@@ -165,8 +168,11 @@ def _columns(
 
 
 def legend_labels(picture: Picture) -> tuple[str, ...]:
-    """Return the legend's words: the parts that occur, then the two lines and the hand-off."""
-    return (*(part.label for part in picture.parts), "engine's budget", "GPU memory", "hand-off")
+    """Return the legend's words: the parts that occur, then the two lines, what time is spent on."""
+    waits = ("waits for the slowest",) if picture.has_idle else ()
+    marks = (picture.marks.label,) if picture.marks is not None else ()
+    lines = ("engine's budget", "GPU memory", "hand-off")
+    return (*(part.label for part in picture.parts), *lines, *waits, *marks)
 
 
 def _legend(picture: Picture, *, y: float, end: float) -> tuple[tuple[tuple[float, float], ...], float]:

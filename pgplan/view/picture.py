@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pgplan.planning.record import Plan, StagePlan
-from pgplan.view.numbers import count, duration, gib, milliseconds, share, short_count, times
+from pgplan.view.hover import memory_hover, time_hover
+from pgplan.view.numbers import duration, gib, share, short_count, times
+from pgplan.view.sentences import is_full as is_decode_full
+from pgplan.view.sentences import plan_basis, plan_load, plan_sentence, plan_summary, plan_title
 
 Hatch = Literal["none", "stripes", "dots", "bands", "dashes"]
 
@@ -54,11 +57,20 @@ STEADY = "#9DB3CC"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeBar:
-    """Hold one stage's time in one phase: computing, then handing on."""
+    """Hold one stage's time in one phase: computing, handing on, then waiting for the slowest stage.
+
+    Args:
+        compute_s, handoff_s: What it does.
+        idle_s: How long it waits in each cycle of a full pipeline.
+        is_slowest: Whether the others wait for it.
+        hover: Where the time goes, one figure per line.
+    """
 
     compute_s: float
     handoff_s: float
+    idle_s: float
     is_slowest: bool
+    hover: str
 
     @property
     def total_s(self) -> float:
@@ -99,7 +111,7 @@ class Row:
         kv_tokens: Tokens that this stage alone could hold.
         is_tightest: Whether it decides how many tokens fit.
         is_bottleneck: Whether it holds the plan back.
-        hover: Every figure of the stage, one per line.
+        hover: Every byte of the stage, one figure per line.
     """
 
     name: str
@@ -120,6 +132,22 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """Hold figures that are laid over the bars, per stage.
+
+    Args:
+        label: What they are, for the legend.
+        memory_bytes: Weights, activations and KV cache in use.
+        decode_s, prefill_s: Compute and hand-off.
+    """
+
+    label: str
+    memory_bytes: tuple[int, ...]
+    decode_s: tuple[float, ...]
+    prefill_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """Hold everything that is drawn or said of a plan.
 
@@ -134,6 +162,7 @@ class Picture:
         rows: The stages.
         phases: Decode and prefill.
         parts: The parts that occur, for the legend.
+        marks: What is laid over the bars: another plan, or what was measured.
     """
 
     title: str
@@ -147,10 +176,26 @@ class Picture:
     rows: tuple[Row, ...]
     phases: tuple[Phase, Phase]
     parts: tuple[Part, ...]
+    marks: Marks | None = None
+
+    @property
+    def has_idle(self) -> bool:
+        """Tell whether some stage waits for another."""
+        return any(bar.idle_s for phase in self.phases for bar in phase.bars)
 
 
-def make_picture(plan: Plan) -> Picture:
-    """Compute the picture of ``plan``: a pure function, whatever it is drawn with."""
+def plan_marks(plan: Plan, *, label: str) -> Marks:
+    """Return the marks of a plan, to be laid over another one's picture."""
+    return Marks(
+        label=label,
+        memory_bytes=tuple(stage.used_bytes - stage.overhead_bytes for stage in plan.stages),
+        decode_s=tuple(stage.decode_s + stage.decode_handoff_s for stage in plan.stages),
+        prefill_s=tuple(stage.prefill_s + stage.prefill_handoff_s for stage in plan.stages),
+    )
+
+
+def make_picture(plan: Plan, *, marks: Marks | None = None) -> Picture:
+    """Compute the picture of ``plan``, with ``marks`` over its bars: a pure function."""
     tightest = min(plan.stages, key=lambda stage: stage.kv_tokens).stage
     # Where all stages hold the same there is nothing to point at.
     if len({stage.kv_tokens for stage in plan.stages}) == 1:
@@ -159,75 +204,38 @@ def make_picture(plan: Plan) -> Picture:
     rows = tuple(_row(plan, stage, tightest=tightest, with_gpu=named) for stage in plan.stages)
     drawn = {key for row in rows for key, _ in row.segments}
     return Picture(
-        title=f"{plan_title(plan)}, {_workload(plan)}",
+        title=f"{plan_title(plan)}, {plan_load(plan)}",
         sentence=plan_sentence(plan),
         summary=plan_summary(plan),
         basis=plan_basis(plan),
         memory_note=_memory_note(plan),
         kv_note=_kv_note(plan, tightest),
         fits=plan.fits,
-        memory_end_bytes=max(max(row.memory_bytes, row.drawn_bytes) for row in rows),
+        memory_end_bytes=max(
+            *(max(row.memory_bytes, row.drawn_bytes) for row in rows),
+            *(marks.memory_bytes if marks else ()),
+            1,
+        ),
         rows=rows,
         phases=(_phase(plan, "decode"), _phase(plan, "prefill")),
         parts=tuple(part for part in PARTS if part.key in drawn),
+        marks=marks,
     )
 
 
-def plan_title(plan: Plan) -> str:
-    """Say what is planned, e.g. ``"llama-3.1-70b on 4 x H200 SXM 141GB, vllm==0.33"``."""
-    return f"{plan.model.name} on {plan.cluster.description}, {plan.engine}"
-
-
-def _workload(plan: Plan) -> str:
-    load = plan.workload
-    return f"{times(load.concurrency, 'request')} of {load.prompt_tokens:,} + {load.output_tokens:,} tokens"
-
-
-def plan_sentence(plan: Plan) -> str:
-    """Say in one sentence what holds the plan back, or why it does not fit."""
-    if plan.fits:
-        return _sentences(plan.bottleneck.why)
-    return f"Does not fit: {plan.problems[0] if plan.problems else plan.bottleneck.why}."
-
-
-def plan_summary(plan: Plan) -> str:
-    """Say what the plan holds and how fast it runs; if it does not fit, what else there is to know."""
-    if not plan.fits and plan.kv_tokens <= 0:
-        return _sentences("No KV cache", *plan.problems[1:])
-    holds = (
-        f"KV cache {count(plan.kv_tokens)} tokens ({_plus_minus(plan.memory_error)}), "
-        f"{plan.kv_requests:,.1f} requests of {plan.settings.max_model_len:,} tokens"
-    )
-    if not plan.fits:
-        return _sentences(holds, *plan.problems[1:])
-    flight = f"{times(plan.microbatches, 'microbatch')} of {plan.decode_batch:,}"
-    if not _is_full(plan):
-        flight = f"only {flight} for {plan.pp_size} stages: the pipeline is never full"
-    return (
-        f"{holds} · prefill {count(plan.prefill_tokens_per_s)} tokens/s · "
-        f"decode {count(plan.decode_tokens_per_s)} tokens/s ({flight})"
-    )
-
-
-def _sentences(*remarks: str) -> str:
-    return " ".join(f"{remark[:1].upper()}{remark[1:].removesuffix('.')}." for remark in remarks)
-
-
-def _is_full(plan: Plan) -> bool:
-    """Tell whether decode runs at its cycle, or waits for microbatches to come round."""
-    return plan.microbatches * plan.decode_cycle_s >= plan.decode_latency_s * (1 - 1e-9)
-
-
-def plan_basis(plan: Plan) -> str:
-    """Say how the figures were obtained and how far they may be off."""
-    return (
-        f"GPU times: {plan.tier}, may be off by {share(plan.time_error)}; "
-        f"KV tokens by {share(plan.memory_error)}"
-    )
-
-
-def _plus_minus(error: float) -> str:
-    return "exact" if error == 0 else f"±{share(error)}"
+def plan_waste(plan: Plan) -> str:
+    """Say what the split leaves unused: KV memory that the tightest stage strands, time that stages wait."""
+    if not plan.fits or plan.pp_size == 1:
+        return ""
+    stranded = sum(stage.stranded_kv_bytes for stage in plan.stages)
+    phases = [_phase(plan, "decode"), _phase(plan, "prefill")]
+    waits = [
+        f"{share(sum(bar.idle_s for bar in phase.bars) / (phase.cycle_s * plan.pp_size))} of {phase.name}"
+        for phase in phases
+        if phase.is_full
+    ]
+    unused = f"{gib(stranded)} GiB of KV memory" if stranded else "no KV memory"
+    return f"Wasted: {unused}" + (f"; stages wait {' and '.join(waits)}" if waits else "") + "."
 
 
 def _memory_note(plan: Plan) -> str:
@@ -269,38 +277,8 @@ def _row(plan: Plan, stage: StagePlan, *, tightest: int, with_gpu: bool) -> Row:
         kv_tokens=stage.kv_tokens,
         is_tightest=stage.stage == tightest,
         is_bottleneck=stage.stage == plan.bottleneck.stage,
-        hover=_hover(stage),
+        hover=memory_hover(plan, stage),
     )
-
-
-def _hover(stage: StagePlan) -> str:
-    sizes = (
-        ("layers", stage.layer_bytes),
-        ("embedding", stage.embedding_bytes),
-        ("final norm and head", stage.head_bytes),
-        ("towers", stage.tower_bytes),
-        ("rotary tables", stage.buffer_bytes),
-        ("activations", stage.activation_bytes),
-        ("logits and sampler", stage.logits_bytes),
-        ("CUDA graphs", stage.graph_bytes),
-        ("CUDA context and libraries", stage.context_bytes),
-        ("recurrent state", stage.state_bytes),
-        ("recurrent state per request", stage.state_bytes_per_sequence),
-        ("KV cache in use", stage.token_bytes),
-        ("KV memory stranded by the tightest stage", stage.stranded_kv_bytes),
-    )
-    lines = [f"stage {stage.stage} on {stage.gpu}: layers {stage.start} to {stage.stop - 1}"]
-    lines += [f"{name}: {gib(size)} GiB" for name, size in sizes if size > 0]
-    if stage.kv_budget_bytes < 0:
-        lines.append(f"short of its budget by {gib(-stage.kv_budget_bytes)} GiB")
-    lines.append(f"budget: {gib(stage.budget_bytes)} of {gib(stage.memory_bytes)} GiB")
-    lines.append(f"could hold alone: {count(stage.kv_tokens)} KV tokens")
-    for name, compute_s, handoff_s in (
-        ("prefill", stage.prefill_s, stage.prefill_handoff_s),
-        ("decode", stage.decode_s, stage.decode_handoff_s),
-    ):
-        lines.append(f"{name}: {milliseconds(compute_s)} ms + {milliseconds(handoff_s)} ms hand-off")
-    return "\n".join(lines)
 
 
 def _phase(plan: Plan, name: Literal["decode", "prefill"]) -> Phase:
@@ -313,7 +291,7 @@ def _phase(plan: Plan, name: Literal["decode", "prefill"]) -> Phase:
     slowest = _slowest([compute_s + handoff_s for compute_s, handoff_s in pairs], plan.bottleneck.stage)
     # The rate tells how many chunks the prefill kept in flight: full, one leaves in every cycle.
     kept_full = plan.prefill_tokens <= plan.prefill_tokens_per_s * cycle_s * (1 + 1e-9)
-    is_full = kept_full if name == "prefill" else _is_full(plan)
+    is_full = kept_full if name == "prefill" else is_decode_full(plan)
     if is_full:
         note = f"cycle {duration(cycle_s)}: stage {slowest}"
     else:
@@ -325,9 +303,28 @@ def _phase(plan: Plan, name: Literal["decode", "prefill"]) -> Phase:
         note=note,
         rate=f"{short_count(rate)} tokens/s",
         bars=tuple(
-            TimeBar(compute_s=compute_s, handoff_s=handoff_s, is_slowest=stage == slowest and len(pairs) > 1)
-            for stage, (compute_s, handoff_s) in enumerate(pairs)
+            _bar(plan, stage, name, is_slowest=stage == slowest and len(pairs) > 1, is_full=is_full)
+            for stage in range(len(pairs))
         ),
+    )
+
+
+def _bar(
+    plan: Plan, stage: int, phase: Literal["decode", "prefill"], *, is_slowest: bool, is_full: bool
+) -> TimeBar:
+    of = plan.stages[stage]
+    if phase == "decode":
+        compute_s, handoff_s, cycle_s = of.decode_s, of.decode_handoff_s, plan.decode_cycle_s
+    else:
+        compute_s, handoff_s, cycle_s = of.prefill_s, of.prefill_handoff_s, plan.prefill_cycle_s
+    # Where the pipeline is never full, all wait most of the time, whatever the split.
+    idle_s = max(0.0, cycle_s - compute_s - handoff_s) if is_full and not is_slowest else 0.0
+    return TimeBar(
+        compute_s=compute_s,
+        handoff_s=handoff_s,
+        idle_s=idle_s,
+        is_slowest=is_slowest,
+        hover=time_hover(plan, of, phase, idle_s=idle_s),
     )
 
 

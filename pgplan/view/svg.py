@@ -8,12 +8,13 @@ which would collide between the cells of a notebook.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from html import escape
 
 from pgplan.planning.record import Plan
 from pgplan.view.layout import MARGIN, Column, Layout, fitted, lay_out, legend_labels, row_label, text_width
 from pgplan.view.numbers import GIB, gib, milliseconds, short_count
-from pgplan.view.picture import ALERT, PARTS, STEADY, Phase, Picture, Row, make_picture
+from pgplan.view.picture import ALERT, PARTS, STEADY, Marks, Phase, Picture, Row, make_picture
 from pgplan.view.shapes import Box, bars, frames, lines, text, texture
 
 _FONT = "system-ui,-apple-system,'Segoe UI',Helvetica,Arial,'DejaVu Sans',sans-serif"
@@ -24,21 +25,28 @@ _HANDOFF_OPACITY = 0.45
 _SPECK = 0.4
 
 
-def plan_svg(plan: Plan, *, width: int = 960) -> str:
+def plan_svg(plan: Plan, *, width: int = 960, marks: Marks | None = None, with_header: bool = True) -> str:
     """Draw a plan as SVG, ``width`` pixels wide (at least 360) and as high as its stages need.
+
+    Args:
+        plan: The plan.
+        width: In pixels.
+        marks: Figures to lay over the bars.
+        with_header: Whether the sentences on top are written in the picture too; it speaks them anyway.
 
     >>> from pgplan import Cluster, plan
     >>> made = plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="default")
     >>> plan_svg(made, width=480)[:58]
     '<svg xmlns="http://www.w3.org/2000/svg" width="480" height'
     """
-    return picture_svg(make_picture(plan), width=width)
+    return picture_svg(make_picture(plan, marks=marks), width=width, with_header=with_header)
 
 
-def picture_svg(picture: Picture, *, width: int = 960) -> str:
+def picture_svg(picture: Picture, *, width: int = 960, with_header: bool = True) -> str:
     """Draw a picture as SVG."""
-    layout = lay_out(picture, width=max(_NARROWEST, width))
+    layout = lay_out(picture, width=max(_NARROWEST, width), with_header=with_header)
     decode, prefill = picture.phases
+    marks = picture.marks
     spoken = escape(f"{picture.title}. {picture.sentence} {picture.summary}")
     is_stacked = layout.decode.top > layout.memory.top
     pieces = [
@@ -51,8 +59,8 @@ def picture_svg(picture: Picture, *, width: int = 960) -> str:
             for y, font, bold, line in layout.header
         ),
         *_memory_panel(picture, layout),
-        *_phase_panel(decode, layout, layout.decode),
-        *_phase_panel(prefill, layout, layout.prefill),
+        *_phase_panel(decode, layout, layout.decode, marks.decode_s if marks else ()),
+        *_phase_panel(prefill, layout, layout.prefill, marks.prefill_s if marks else ()),
         *_row_labels(picture, layout, layout.memory),
         *(_row_labels(picture, layout, layout.decode) if is_stacked else ()),
         *_legend(picture, layout),
@@ -109,6 +117,8 @@ def _memory_panel(picture: Picture, layout: Layout) -> list[str]:
         pieces.append(bars(boxes, _PARTS[key].colour))
         pieces.append(texture(_PARTS[key].hatch, textures[key], _PARTS[key].ink))
     pieces += [frames(over, ALERT), texture("stripes", over, ALERT), _limit_lines(picture, layout, scale)]
+    if picture.marks is not None:
+        words.append(_marked(picture.marks.memory_bytes, layout, column, scale))
     return pieces + words
 
 
@@ -164,11 +174,12 @@ def _limit_lines(picture: Picture, layout: Layout, scale: float) -> str:
     )
 
 
-def _phase_panel(phase: Phase, layout: Layout, column: Column) -> list[str]:
-    longest = max(phase.cycle_s, *(bar.total_s for bar in phase.bars))
+def _phase_panel(phase: Phase, layout: Layout, column: Column, marks: Sequence[float]) -> list[str]:
+    longest = max(phase.cycle_s, *(bar.total_s for bar in phase.bars), *marks)
     scale = column.bar_width / longest if longest > 0 else 0.0
     boxes: dict[str, list[Box]] = {STEADY: [], ALERT: []}
     handoffs: list[Box] = []
+    idle: list[Box] = []
     words = []
     for stage, bar in enumerate(phase.bars):
         y = layout.bar_y(column, stage)
@@ -176,12 +187,15 @@ def _phase_panel(phase: Phase, layout: Layout, column: Column) -> list[str]:
         boxes[ALERT if bar.is_slowest else STEADY].append((column.x, y, wide, layout.bar))
         if bar.handoff_s * scale >= _SPECK:
             handoffs.append((column.x + wide, y, bar.handoff_s * scale, layout.bar))
+        if bar.idle_s * scale >= _SPECK:
+            idle.append((column.x + bar.total_s * scale, y, bar.idle_s * scale, layout.bar))
         label = f"{milliseconds(bar.total_s)}{' ◀' if bar.is_slowest else ''}"
         middle = column.top + (stage + 0.5) * layout.pitch + layout.font * 0.36
         words.append(text(column.value_x, middle, label, font=layout.font, bold=bar.is_slowest))
     pieces = _heading(column, f"{phase.name.capitalize()}, ms", phase.note, phase.rate)
     pieces += [bars(those, colour) for colour, those in boxes.items()]
     pieces.append(bars(handoffs, "currentColor", opacity=_HANDOFF_OPACITY))
+    pieces += [texture("stripes", idle, "currentColor"), _marked(marks, layout, column, scale)]
     if phase.is_full:
         cycle = f"M{column.x + phase.cycle_s * scale:.1f} {column.top:.1f}v{len(phase.bars) * layout.pitch:g}"
         pieces.append(lines(cycle, ALERT, width=1.4, dash="2 2"))
@@ -218,18 +232,40 @@ def _legend(picture: Picture, layout: Layout) -> list[str]:
             pieces.append(lines(line, ALERT, width=1.8, dash="4 2.5"))
         elif index == len(picture.parts) + 1:
             pieces.append(lines(line, "currentColor", width=1.6, opacity=0.75))
-        else:
+        elif label == "hand-off":
             pieces.append(bars(box, "currentColor", opacity=_HANDOFF_OPACITY))
+        elif picture.marks is not None and label == picture.marks.label:
+            pieces.append(lines(f"M{x:.1f} {y + 1:.1f}h13v-12", "currentColor", width=2))
+        else:
+            pieces.append(texture("stripes", box, "currentColor"))
     return pieces
 
 
+def _marked(values: Sequence[float], layout: Layout, column: Column, scale: float) -> str:
+    """Draw a line below each bar as long as the other figure, with a tick up through the bar at its end."""
+    path = ""
+    for stage, value in enumerate(values[: layout.stages]):
+        y = layout.bar_y(column, stage) + layout.bar
+        path += f"M{column.x:.1f} {y + 1.5:.1f}h{value * scale:.1f}v-{layout.bar + 1.5:g}"
+    return lines(path, "currentColor", width=2)
+
+
 def _hover_strips(picture: Picture, layout: Layout) -> list[str]:
-    """Lay a transparent strip over each stage that tells all its figures."""
-    tops = sorted({layout.memory.top, layout.decode.top})
-    hovers = [escape(row.hover, quote=False) for row in picture.rows]
+    """Lay a transparent strip over each bar, with its label and value, that tells its figures."""
+    decode, prefill = picture.phases
+    is_stacked = layout.decode.top > layout.memory.top
+    panels: list[tuple[float, float, float, list[str]]] = []
+    for start, column, hovers in (
+        (0.0, layout.memory, [row.hover for row in picture.rows]),
+        (0.0 if is_stacked else layout.decode.x - 4, layout.decode, [bar.hover for bar in decode.bars]),
+        (layout.prefill.x - 4, layout.prefill, [bar.hover for bar in prefill.bars]),
+    ):
+        ends = (layout.width, layout.decode.x - 4, layout.prefill.x - 4)
+        stop = min(end for end in ends if end > column.value_x)
+        panels.append((start, stop, column.top, hovers))
     return [
-        f'<rect x="0" y="{top + stage * layout.pitch:g}" width="{layout.width:g}" height="{layout.pitch:g}" '
-        f'fill="transparent"><title>{hover}</title></rect>'
-        for top in tops
+        f'<rect x="{start:g}" y="{top + stage * layout.pitch:g}" width="{stop - start:g}" '
+        f'height="{layout.pitch:g}" fill="transparent"><title>{escape(hover, quote=False)}</title></rect>'
+        for start, stop, top, hovers in panels
         for stage, hover in enumerate(hovers)
     ]

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 
 from pgplan.planning.record import Plan
-from pgplan.view.picture import plan_basis, plan_sentence, plan_summary, plan_title
+from pgplan.view.sentences import plan_basis, plan_sentence, plan_summary, plan_title
 from pgplan.view.table import stage_table
 
 _TERMS = "Memory per GPU; weights include embedding and head; KV is what is left for the KV cache"

@@ -9,10 +9,12 @@ import ipywidgets as W
 
 from pgplan.planning import Plan
 from pgplan.verification import Verification
+from pgplan.view.picture import plan_marks
 from pgplan.view.svg import plan_svg
 from pgplan.widgets.comparison import Comparison, Figures
 from pgplan.widgets.files import Files
 from pgplan.widgets.handover import HandOver
+from pgplan.widgets.measured import measured_marks
 from pgplan.widgets.proof import Proof
 from pgplan.widgets.ruler import make_ruler, ruler_state
 from pgplan.widgets.scene import Pane, Scene, headline
@@ -20,6 +22,16 @@ from pgplan.widgets.stages import Stages
 from pgplan.widgets.style import button, column, html, row, told
 
 PICTURE_WIDTH = 900
+
+
+def picture_of(scene: Scene) -> str:
+    """Return the picture of a scene, with what was measured laid over it, else A."""
+    marks = None
+    if scene.proof is not None and scene.proof.on_gpu:
+        marks = measured_marks(scene.proof)
+    elif scene.reference is not None and scene.reference != scene.plan:
+        marks = plan_marks(scene.reference, label="A")
+    return plan_svg(scene.plan, width=PICTURE_WIDTH, marks=marks, with_header=False)
 
 
 class Board:
@@ -110,7 +122,7 @@ class Board:
             self.sentence.value = headline(scene)
             self.stages.draw(scene)
             self.refuse(scene)
-            self.picture.value = plan_svg(scene.plan, width=PICTURE_WIDTH)
+            self.picture.value = picture_of(scene)
             self.buttons["undo"].disabled, self.buttons["redo"].disabled = not can_undo, not can_redo
             self.buttons["pin"].description = "Unpin A" if scene.reference == scene.plan else "Pin as A"
             self._draw_pane()

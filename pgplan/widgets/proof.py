@@ -15,6 +15,7 @@ from pgplan.launcher.backends import visible_gpus
 from pgplan.planning import Plan
 from pgplan.verification import Verification, verify
 from pgplan.verification.comparing import headline
+from pgplan.widgets.measured import measured_svg
 from pgplan.widgets.scene import Scene
 from pgplan.widgets.style import button, column, html, listed, row, told
 
@@ -165,5 +166,6 @@ def record_html(record: Verification) -> str:
     verdict = "passed" if record.passed else "FAILED"
     return (
         f'<div role="status" aria-live="polite"><b>{verdict}</b>: {escape(headline(record))}</div>'
+        f"{measured_svg(record)}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{listed(record.sentences)}"
     )

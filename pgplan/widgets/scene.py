@@ -14,7 +14,8 @@ from pgplan.planning.moving import Move, best_move, own_split_plan
 from pgplan.verification import Verification
 from pgplan.view import compare_plans
 from pgplan.view.numbers import gib, share
-from pgplan.view.picture import plan_basis, plan_sentence, plan_summary, plan_title
+from pgplan.view.picture import plan_waste
+from pgplan.view.sentences import plan_basis, plan_sentence, plan_summary, plan_title
 from pgplan.widgets.choice import Choice
 
 
@@ -61,12 +62,12 @@ def headline(scene: Scene) -> str:
     lines = [
         f"<p><b>{escape(plan_sentence(plan))} {escape(move_words(scene))}</b></p>",
         f"<p>{escape(own_words(scene))}</p>",
-        f"<p>{escape(plan_title(plan))} · {escape(plan_summary(plan))}</p>",
+        f"<p>{escape(plan_summary(plan))}. {escape(plan_waste(plan))}</p>",
     ]
     if scene.reference is not None:
         words = compare_plans(scene.reference, plan).words
         lines.append(f"<p>Against A ({_counts(scene.reference)}): {escape(words)}</p>")
-    lines.append(f"<p><small>{escape(plan_basis(plan))}</small></p>")
+    lines.append(f"<small>{escape(plan_title(plan))} · {escape(plan_basis(plan))}</small>")
     return "".join(lines)
 
 
