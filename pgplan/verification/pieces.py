@@ -12,8 +12,12 @@ from pgplan.verification.shards import Shards
 if TYPE_CHECKING:
     import torch
 
+    from pgplan.planning import Plan
+
 # Steps whose rows of a rotary table are kept ready: a prefill chunk, a decode step, those of a check.
 _STEPS_KEPT = 16
+# Tokens of the hop that is compared bit by bit.
+CHECKED_TOKENS = 128
 
 Reduce = Callable[["torch.Tensor"], "torch.Tensor"]
 
@@ -158,3 +162,20 @@ class Rotary:
             cos, sin = self.table[step.start : step.start + step.length, None].chunk(2, -1)
             self._used[key] = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
         return self._used[key]
+
+
+def steps_of(plan: Plan) -> tuple[Step, Step]:
+    """Return a prefill chunk and a decode step of the sizes that the plan's times are for.
+
+    A decoded token is half-way through the output.
+    """
+    prompt, output = plan.workload.prompt_tokens, plan.workload.output_tokens
+    prefill = Step.of_chunk(tokens=plan.prefill_tokens, prompt=prompt)
+    decode = Step(sequences=plan.decode_batch, length=1, start=prompt + output // 2 - 1)
+    return prefill, decode
+
+
+def largest_hop(plan: Plan) -> int:
+    """Return the most tokens that any hop of a verification carries, those of its check included."""
+    prefill, decode = steps_of(plan)
+    return max(prefill.tokens, decode.tokens, CHECKED_TOKENS)

@@ -16,7 +16,7 @@ from pgplan.planning import Plan, split_ranges
 from pgplan.verification.checking import Check, build_stage, check_handoff, check_pipeline
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Pass, run_hops, run_pipeline, run_repeatedly
-from pgplan.verification.pieces import Step
+from pgplan.verification.pieces import CHECKED_TOKENS, Step, largest_hop, steps_of
 from pgplan.verification.place import Place
 from pgplan.verification.record import FlowMeasurement, Spread, StageMeasurement
 from pgplan.verification.room import Room
@@ -91,7 +91,7 @@ class _Rank:
         # On a CPU the times are worth little.
         self._budget_s = _BUDGET_S if self.memory.on_gpu else _BUDGET_S / 5
         self.place.connect(
-            max_tokens=max(self.prefill_step.tokens, plan.decode_batch, 128),
+            max_tokens=largest_hop(plan),
             hidden_size=plan.model.hidden_size,
             dtype=self.dtype,
         )
@@ -160,7 +160,9 @@ class _Rank:
                 is_last=contents.is_last,
             )
             self._add(check_pipeline(place, model, kept))
-            self._add(check_handoff(place, tokens=128, hidden_size=model.hidden_size, dtype=self.dtype))
+            self._add(
+                check_handoff(place, tokens=CHECKED_TOKENS, hidden_size=model.hidden_size, dtype=self.dtype)
+            )
         self.memory.release()
 
     def _add(self, check: Check | None) -> None:
@@ -286,14 +288,3 @@ class _Rank:
             idle=(),
             steps=steps,
         )
-
-
-def steps_of(plan: Plan) -> tuple[Step, Step]:
-    """Return a prefill chunk and a decode step of the sizes that the plan's times are for.
-
-    A decoded token is half-way through the output.
-    """
-    prompt, output = plan.workload.prompt_tokens, plan.workload.output_tokens
-    prefill = Step.of_chunk(tokens=plan.prefill_tokens, prompt=prompt)
-    decode = Step(sequences=plan.decode_batch, length=1, start=prompt + output // 2 - 1)
-    return prefill, decode

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 # What allocated tensors may weigh beside the prediction: an allocator rounds each one up to 512 bytes.
 WEIGHT_TOLERANCE = 1e-3
+# What the process may take of the device beside the prediction: context and NCCL are known to some 0.1 GiB.
+PROCESS_TOLERANCE = 0.01
+# What the pipeline's times may part, where the stages' own are known better than that.
+FLOW_TOLERANCE = 0.05
 
 Mode = Literal["pipeline", "stage by stage"]
 
@@ -64,7 +68,7 @@ class StageMeasurement:
         weight_bytes: Allocated for weights and rotary tables.
         kv_bytes: Allocated for the KV cache.
         prefill_peak_bytes: The most that a prefill chunk allocated beyond those.
-        buffer_bytes: The hand-off's buffers.
+        buffer_bytes: The hand-off's buffers, and an input to compute from.
         process_bytes: All that the process took of the device in the end; 0 on a CPU.
         context_bytes: The part of it that torch did not allocate: context, libraries, NCCL, graphs.
         prefill, decode: A chunk of ``prefill_tokens``, a step of ``decode_batch`` tokens.
