@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from pgplan.model import LayerSpec, ModelSpec, load_model
+from pgplan.cost.rates import roofline_error
+from pgplan.cost.sharding import check_tp_size
+from pgplan.cost.timing import Batch, state_work
+from pgplan.errors import HardwareError, ModelError
+from pgplan.model import (
+    LayerSpec,
+    ModelSpec,
+    StateSpec,
+    catalogue_entry,
+    layer_flops,
+    load_model,
+    state_flops,
+)
+from pgplan.verification.shards import check_supported
 
 # --- against the architectures' own code ------------------------------------------------------------------
 
@@ -93,6 +109,8 @@ KIMI = {
     },
 }
 
+FALCON = {**MAMBA2, "mamba_d_ssm": 192, "mamba_rms_norm": True}
+
 # (model_type, architecture, configuration)
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("qwen3_next", "Qwen3NextForCausalLM", {**DELTA_MOE, "mlp_only_layers": [2], "attention_bias": True}),
@@ -165,7 +183,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
             "tie_word_embeddings": True,
         },
     ),
-    ("falcon_h1", "FalconH1ForCausalLM", {**MAMBA2, "mamba_d_ssm": 192, "mamba_rms_norm": True}),
+    ("falcon_h1", "FalconH1ForCausalLM", FALCON),
     (
         "falcon_h1",
         "FalconH1ForCausalLM",
@@ -282,3 +300,232 @@ def test_mixers_have_the_names_and_sizes_of_the_checkpoint(both: tuple[ModelSpec
     # Kimi's decay has a module of its own in transformers, whose loader moves the checkpoint's tensors there.
     gate = {"self_attn.A_log", "self_attn.dt_bias", "self_attn.f_a_proj", "self_attn.f_b_proj"}
     assert missing == (gate if model.architecture == "KimiLinearForCausalLM" else set())
+
+
+# --- published models -------------------------------------------------------------------------------------
+
+# name: total = embedding + head + final norm [+ towers]
+#   layers x mixer, parameters of a layer by part; state: elements of convolution + recurrence, dtype
+FACTS = """
+qwen3-next-80b-a3b: 79674391296 = 311164928 + 311164928 + 2048
+  36 x norm 4096 mixer 33718464 router 1048576 experts 1610612736 shared_experts 3147776
+    state 24576 + 524288 as the engine says
+  12 x norm 4096 attention 27263488 router 1048576 experts 1610612736 shared_experts 3147776
+qwen3.5-35b-a3b: 35107181936 = 508559360 + 508559360 + 2048 + 446571248
+  30 x norm 4096 mixer 33718464 router 524288 experts 805306368 shared_experts 3147776
+    state 24576 + 524288 float32
+  10 x norm 4096 attention 27263488 router 524288 experts 805306368 shared_experts 3147776
+qwen3.5-397b-a17b: 396802360816 = 1017118720 + 1017118720 + 4096 + 456010480
+  45 x norm 8192 mixer 118014208 router 2097152 experts 6442450944 shared_experts 12587008
+    state 36864 + 1048576 float32
+  15 x norm 8192 attention 104858112 router 2097152 experts 6442450944 shared_experts 12587008
+qwen3.6-27b: 27356728560 = 1271398400 + 1271398400 + 5120 + 460730096
+  48 x norm 10240 mixer 115876064 mlp 267386880
+    state 30720 + 786432 float32
+  16 x norm 10240 attention 104858112 mlp 267386880
+qwen3.6-35b-a3b: 35107181936 = 508559360 + 508559360 + 2048 + 446571248
+  30 x norm 4096 mixer 33718464 router 524288 experts 805306368 shared_experts 3147776
+    state 24576 + 524288 float32
+  10 x norm 4096 attention 27263488 router 524288 experts 805306368 shared_experts 3147776
+nemotron-h-56b: 56324350464 = 1073741824 + 1073741824 + 8192
+  54 x norm 8192 mixer 438424320
+    state 61440 + 4194304 float32
+  54 x norm 8192 mlp 536870912
+  10 x norm 8192 attention 150994944
+nemotron-3-nano-30b-a3b: 31577937344 = 352321536 + 352321536 + 2688
+  23 x norm 2688 mixer 38742208
+    state 18432 + 524288 float32
+  23 x norm 2688 router 344064 experts 1277165568 shared_experts 19955712
+  6 x norm 2688 attention 23396352
+nemotron-3-super-120b-a12b: 120668687360 = 536870912 + 536870912 + 4096
+  40 x norm 4096 mixer 109635968
+    state 30720 + 1048576 float32
+  40 x norm 4096 router 2097152 experts 2818572288 shared_experts 52428800
+  8 x norm 4096 attention 35651584
+nemotron-3-ultra-550b-a55b: 549308968960 = 1073741824 + 1073741824 + 8192
+  48 x norm 8192 mixer 421636864
+    state 55296 + 2097152 float32
+  48 x norm 8192 router 4194304 experts 10737418240 shared_experts 201326592
+  12 x norm 8192 attention 138412032
+"""
+
+
+ORDER = ("norm", "mixer", "attention", "router", "experts", "shared_experts", "mlp")
+
+
+def described(name: str, model: ModelSpec) -> str:
+    """Write a model as ``FACTS`` does; like layers are counted together."""
+    outside = [model.embedding.parameters, model.head.parameters]
+    outside.append(sum(weight.parameters for weight in model.final_norm))
+    if model.towers:
+        outside.append(sum(weight.parameters for weight in model.towers))
+    lines = [f"{name}: {model.parameters} = {' + '.join(map(str, outside))}"]
+    for layer, count in Counter(model.layers).items():
+        sizes = layer.parameters_by_part()
+        parts = " ".join(f"{part} {sizes[part]}" for part in ORDER if part in sizes)
+        lines.append(f"  {count} x {parts}")
+        if layer.state is not None:
+            state = layer.state
+            dtype = state.dtype or "as the engine says"
+            lines.append(f"    state {state.conv_elements} + {state.recurrent_elements} {dtype}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("facts", re.split(r"\n(?=\S)", FACTS.strip()), ids=lambda facts: facts.split(":")[0])
+def test_published_models_have_the_parameters_that_their_code_builds(facts: str) -> None:
+    name = facts.partition(":")[0]
+    assert described(name, load_model(name)) == facts
+
+
+def test_super_enters_and_leaves_its_latent_space_once_per_layer() -> None:
+    weights = {weight.name: weight for weight in load_model("nemotron-3-super-120b-a12b").layers[1].weights}
+    # 1024 of 4096 features; the shared expert works on all of them.
+    assert (weights["mixer.fc1_latent_proj"].rows, weights["mixer.fc1_latent_proj"].cols) == (1024, 4096)
+    assert (weights["mixer.experts.up_proj"].rows, weights["mixer.experts.up_proj"].cols) == (2688, 1024)
+    assert weights["mixer.shared_experts.up_proj"].cols == 4096
+
+
+def test_kinds_are_named_by_mixer_and_mlp() -> None:
+    kinds = {layer.kind for layer in load_model("nemotron-3-nano-30b-a3b").layers}
+    assert kinds == {"mamba2, no mlp", "full, no mlp", "no attention, moe"}
+    assert {layer.kind for layer in load_model("nemotron-h-56b").layers} >= {"no attention, dense"}
+    assert load_model({"architectures": ["FalconH1ForCausalLM"], **FALCON}).layers[0].kind == (
+        "full + mamba2, dense"
+    )
+
+
+def test_draft_layers_are_noted() -> None:
+    for name in ("qwen3.5-35b-a3b", "nemotron-3-super-120b-a12b"):
+        assert any("multi-token-prediction" in note for note in load_model(name).notes)
+
+
+# --- tensor parallelism -----------------------------------------------------------------------------------
+
+
+def test_heads_are_divided_and_groups_replicated() -> None:
+    state = StateSpec(kind="mamba2", heads=32, head_dim=64, state_size=128, groups=2, taps=3)
+    assert state.on_rank(tp_size=2).channels == 16 * 64 + 2 * 1 * 128
+    # Four ranks share two groups: each keeps the one that its heads need.
+    assert state.on_rank(tp_size=4).channels == 8 * 64 + 2 * 1 * 128
+    assert state.on_rank(tp_size=4).recurrent_elements == state.recurrent_elements // 4
+
+
+def test_delta_heads_stay_whole() -> None:
+    model = load_model("qwen3-next-80b-a3b")
+    check_tp_size(model, tp_size=16)
+    # 16 key heads cannot be shared by 3 ranks.
+    with pytest.raises(HardwareError, match=r"linear_attn.conv1d has 16 heads, which 3 ranks cannot share"):
+        check_tp_size(model, tp_size=3)
+
+
+@pytest.mark.parametrize(("tp_size", "dtype", "expected"), [(1, "float32", 4255744), (4, None, 2158592 // 4)])
+def test_bytes_per_sequence(tp_size: int, dtype: Literal["float32"] | None, expected: int) -> None:
+    # Nemotron 3 Super: 3 * 10240 inputs in bfloat16 and 128 heads of 64 x 128.
+    state = load_model("nemotron-3-super-120b-a12b").layers[0].state
+    assert state is not None
+    state = replace(state, dtype=dtype)
+    assert state.sequence_bytes(tp_size=tp_size, dtype="bfloat16") == expected
+
+
+# --- operations and seconds -------------------------------------------------------------------------------
+
+
+def test_recurrence_counts_its_chunked_products() -> None:
+    # 32 heads of 128 x 128 in chunks of 64: per token and head 2 * 64 * 5 * 128 within and 6 * 128 * 128
+    # between chunks; 8192 channels with 4 taps.
+    state = load_model("qwen3-next-80b-a3b").layers[0].state
+    assert state is not None
+    per_token = 32 * (2 * 64 * 5 * 128 + 6 * 128 * 128) + 2 * 4 * 8192
+    assert state_flops(state, 2048) == 2048 * per_token
+    # A single token updates and reads the state and meets no other.
+    assert state_flops(state, 1) == 32 * (2 * 5 * 128 + 6 * 128 * 128) + 2 * 4 * 8192
+
+
+@pytest.mark.parametrize(
+    ("name", "counted"),
+    [
+        # Eager modules under a flop counter, one prompt of 2048 tokens. Theirs skip some corrections of the
+        # delta rule, and repeat Mamba-2's groups for each head.
+        ("qwen3-next-80b-a3b", 293_811_191_808),
+        ("qwen3.5-35b-a3b", 265_893_904_384),
+        ("nemotron-3-nano-30b-a3b", 169_685_958_656),
+        ("nemotron-3-super-120b-a12b", 471_073_013_760),
+        ("nemotron-h-56b", 1_875_366_084_608),
+    ],
+)
+def test_flops_are_near_what_eager_modules_take(name: str, counted: int) -> None:
+    assert layer_flops(load_model(name).layers[0], 2048) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "counted"),
+    [
+        ("qwen3-next-80b-a3b", 3, 326_425_903_104),
+        ("nemotron-3-nano-30b-a3b", 1, 328_363_671_552),
+        ("nemotron-3-super-120b-a12b", 1, 719_407_022_080),
+        ("nemotron-3-super-120b-a12b", 7, 214_748_364_800),
+        ("nemotron-h-56b", 1, 2_199_023_255_552),
+    ],
+)
+def test_other_layers_equal_the_flop_counter(name: str, layer: int, counted: int) -> None:
+    assert layer_flops(load_model(name).layers[layer], 2048) == counted
+
+
+def test_decode_reads_and_writes_the_state_of_every_sequence() -> None:
+    state = load_model("nemotron-3-super-120b-a12b").layers[0].state
+    assert state is not None
+
+    def moved(sequences: int) -> float:
+        batch = Batch(
+            tokens=sequences,
+            sequences=sequences,
+            context=4096,
+            cached=4096,
+            decode=True,
+            element_bytes=2,
+            kv_element_bytes=2,
+        )
+        return state_work(state, batch, tp_size=1).moved_bytes
+
+    # 4,255,744 bytes read and written, 10240 channels in and out of the convolution, 8192 values out.
+    assert moved(64) == 64 * (2 * 4_255_744 + (3 * 10240 + 8192) * 2)
+
+
+def test_times_of_recurrent_layers_are_not_promised() -> None:
+    assert roofline_error(load_model("nemotron-h-56b")) == 2.0
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hybrid_override_pattern": "M-X"}, r"must be written with the letters M \* - E, got 'M-X'"),
+        ({"hybrid_override_pattern": "M-"}, "must name every layer, got 2 for 118 layers"),
+        ({"layers_block_type": ["mamba", "rwkv"]}, "layers_block_type may hold .* got 'rwkv'"),
+        ({"mamba_ssm_cache_dtype": "int8"}, "mamba_ssm_cache_dtype must be one of .* got 'int8'"),
+        ({"mamba_num_heads": None}, "lacks mamba_num_heads"),
+    ],
+)
+def test_a_damaged_configuration_is_refused(changes: dict[str, object], message: str) -> None:
+    config = {**catalogue_entry("nemotron-h-56b").config, **changes}
+    with pytest.raises(ModelError, match=message):
+        load_model(config)
+
+
+def test_key_and_value_heads_must_go_together() -> None:
+    config = {**catalogue_entry("qwen3-next-80b-a3b").config, "linear_num_key_heads": 12}
+    with pytest.raises(ModelError, match="linear_num_value_heads must be divisible by linear_num_key_heads"):
+        load_model(config)
+
+
+def test_every_layer_of_kimi_linear_is_named_once() -> None:
+    lists = {**KIMI["linear_attn_config"], "full_attn_layers": [4, 8]}  # type: ignore[dict-item]
+    with pytest.raises(ModelError, match=r"must name each of 9 layers once, counted from 1, got 8 numbers"):
+        load_model({"architectures": ["KimiLinearForCausalLM"], **KIMI, "linear_attn_config": lists})
+
+
+def test_verification_refuses_recurrence_by_name() -> None:
+    with pytest.raises(ModelError, match=r"nemotron-h-56b has recurrent layers \(mamba2\)"):
+        check_supported(load_model("nemotron-h-56b"))
