@@ -7,6 +7,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -395,3 +397,41 @@ def test_large_objects_cross_with_and_without_a_token() -> None:
         groups[0].broadcast_obj(array, 0)
         assert np.array_equal(groups[1].broadcast_obj(None, 0), array)
         close_all(groups)
+
+
+def test_over_tcp_too_everybody_learns_which_rank_was_killed() -> None:
+    with bound_listener() as listener:
+        port = listener.getsockname()[1]
+    program = """
+import sys
+from pgplan.distributed import StatelessProcessGroup
+rank, port, token = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+group = StatelessProcessGroup.create("127.0.0.1", port, rank, 3, store_timeout=30, token=token)
+group.barrier()
+print("ready", flush=True)
+try:
+    group.recv_obj((rank + 1) % 3)
+except Exception as error:
+    print(f"{type(error).__name__}: {error}", flush=True)
+sys.stdin.read()
+"""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(rank), str(port), TOKEN],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    try:
+        assert [rank.stdout.readline() for rank in ranks] == ["ready\n"] * 3
+        ranks[1].kill()
+        start_s = time.monotonic()
+        for survivor in (ranks[0], ranks[2]):
+            assert survivor.stdout.readline().startswith("PeerLostError: rank 1 is gone: its connection")
+        assert time.monotonic() - start_s < 1
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()

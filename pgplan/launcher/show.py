@@ -12,6 +12,7 @@ from pgplan.launcher.lifecycle import State
 Show = Literal["terminal", "notebook"]
 
 _REDRAW_S = 0.1  # a front end that gets more than ten updates a second falls behind
+_NAME_ALONE, _WITH_STEPS = "{desc}", "{desc} {bar} {n_fmt}/{total_fmt}"
 _WORDS = {"result": "done", "error": "failed"}
 
 
@@ -28,8 +29,7 @@ class TerminalBars:
 
         tqdm.write(f"backend: {backend_why}")
         self._bars = [
-            tqdm(desc=f"rank {rank}", position=rank, total=0, bar_format="{desc} {bar} {n_fmt}/{total_fmt}")
-            for rank in range(ranks)
+            tqdm(desc=f"rank {rank}", position=rank, total=0, bar_format=_NAME_ALONE) for rank in range(ranks)
         ]
 
     def __call__(self, event: Event) -> None:
@@ -42,7 +42,9 @@ class TerminalBars:
         bar = self._bars[event.rank]
         bar.set_description(f"rank {event.rank} {_WORDS.get(event.kind, event.text):<10}", refresh=False)
         if event.kind == "progress":
-            bar.total, bar.n = event.total or 0, event.step or 0
+            bar.bar_format, bar.total, bar.n = _WITH_STEPS, event.total or 0, event.step or 0
+        elif event.kind == "phase":
+            bar.bar_format = _NAME_ALONE  # until the phase says that it has steps
         bar.refresh()
 
 
