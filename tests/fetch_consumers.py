@@ -104,7 +104,8 @@ class RemoteFile(io.RawIOBase):
 
 def locate(release: str) -> tuple[str, str]:
     """Ask pip where a release lies; returns address and SHA-256."""
-    words = "-m pip install --dry-run --no-deps --ignore-installed --quiet --use-feature=fast-deps --report -"
+    words = "-m pip install --dry-run --no-deps --ignore-installed --quiet --retries 1 --report -"
+    words += " --use-feature=fast-deps"
     done = subprocess.run(
         [sys.executable, *words.split(), release], capture_output=True, text=True, check=False
     )

@@ -21,6 +21,7 @@ from pgplan.engines import (
     options_of,
 )
 from pgplan.engines.exporter import find_setting
+from pgplan.engines.torchtitan import weighted_split
 from pgplan.errors import SplitError
 
 
@@ -73,6 +74,23 @@ def test_a_thousand_splits_come_back_as_they_went(name: str, options: dict[str, 
             continue
         text = exporter.export(plan_of(split))
         assert exporter.read_split(text, num_layers=sum(split), pp_size=len(split)) == split
+
+
+def test_what_the_shorter_forms_can_say_comes_back_as_it_went() -> None:
+    rng = random.Random(7)
+    counts = {name: find_exporter(name, form="counts") for name in ("megatron", "megatron-bridge")}
+    weights = find_exporter("torchtitan", form="weights")
+    for _ in range(1000):
+        stages = rng.randint(2, 12)
+        split = (rng.randint(1, 20), *(rng.randint(1, 12),) * (stages - 2), rng.randint(1, 20))
+        for exporter in counts.values():
+            text = exporter.export(plan_of(split))
+            assert exporter.read_split(text, num_layers=sum(split), pp_size=stages) == split
+        first, last = rng.randint(0, 4), rng.randint(0, 4)
+        light = weighted_split(rng.randint(5 * stages, 100), stages, first=first, last=last)
+        assert light is not None
+        text = weights.export(plan_of(light))
+        assert weights.read_split(text, num_layers=sum(light), pp_size=stages) == light
 
 
 @pytest.mark.parametrize("name", exporter_names())

@@ -68,6 +68,7 @@ def test_a_log_of_vllm_is_read() -> None:
     assert log.graphs_gib == {Worker(0): 0.62}
     assert log.kv_tokens == 1_192_976
     assert log.split is None
+    assert log.version == "0.24.0"
     assert log.settings == {
         "pp_size": 4,
         "tp_size": 1,
@@ -161,6 +162,15 @@ def test_workers_are_named_in_the_ways_of_all_releases() -> None:
             lines.append(f"{tag.format(**names)} INFO {took.format(gib=10 + rank)}")
         random.Random(1).shuffle(lines)
         assert read("\n".join(lines), pp_size=2, tp_size=2).weights_gib == expected, tag
+
+
+def test_a_log_of_another_release_is_noted_and_judged_by_its_figures() -> None:
+    assert check_log(plan_of(), VLLM_LOG).notes == ()
+    check = check_log(plan_of(engine="vllm"), VLLM_LOG)
+    assert check.agrees
+    assert check.notes[0].startswith("the log is of vLLM 0.24.0, the plan for 0.33; ")
+    assert "note: the log is of vLLM 0.24.0" in str(check)
+    assert check_log(plan_of(engine="vllm==0.2"), VLLM_LOG).notes
 
 
 def test_figures_without_a_name_are_told() -> None:

@@ -13,6 +13,7 @@ class LogFormat:
     Args:
         starts: What begins a start of the engine, the first of them that occurs; what is logged before the
             last one belongs to earlier starts.
+        version: The engine's release, where it says it.
         tag: The mark of the process that a message comes from.
         stage, rank: The stage (pipeline rank) and the tensor-parallel rank, in a tag.
         world_rank: The rank over all stages, in a tag.
@@ -29,6 +30,7 @@ class LogFormat:
     """
 
     starts: tuple[str, ...]
+    version: str
     tag: str
     stage: str
     rank: str

@@ -14,6 +14,7 @@ _NUMBER = r"(-?\d+(?:\.\d+)?)"
 
 SGLANG_LOG = LogFormat(
     starts=(r"server_args=(?:ServerArgs\(|\{)",),
+    version=r"(?!)()",  # it does not say
     tag=r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\]",
     stage=r"\bPP(\d+)",
     rank=r"(?<!_)\bTP(\d+)",

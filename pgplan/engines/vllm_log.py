@@ -13,6 +13,7 @@ _NUMBER = r"(-?\d+(?:\.\d+)?)"
 
 VLLM_LOG = LogFormat(
     starts=(r"vLLM API server version", r"Initializing a V\d LLM engine"),
+    version=r"(?:API server version v?|LLM engine \(v)(\d[\w.]*)",
     tag=r"\(\w+(?: rank=\d+)? pid=\d+(?:, ip=[\d.:a-f]+)?\)",
     stage=r"_PP(\d+)",
     rank=r"_TP(\d+)",

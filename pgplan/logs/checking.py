@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pgplan.engines import find_engine
+from pgplan.engines import Engine, find_engine
 from pgplan.engines.log_format import LogFormat
 from pgplan.errors import PlanError
 from pgplan.logs.reading import StartupLog, Worker, read_log
@@ -63,6 +63,7 @@ def check_log(plan: Plan, text: str) -> LogCheck:
         differences=_differences(plan, log),
         failures=log.failures,
         missing=_missing(plan, log),
+        notes=_notes(engine, log),
     )
 
 
@@ -127,6 +128,16 @@ def _differences(plan: Plan, log: StartupLog) -> tuple[str, ...]:
         names = ", ".join(worker.name(tp_size=2) for worker in strangers)
         found.append(f"the log has workers that the plan has not: {names}")
     return tuple(found)
+
+
+def _notes(engine: Engine, log: StartupLog) -> tuple[str, ...]:
+    """Say so if the log is another release's than the plan is for; as exactly as the plan names it."""
+    if not log.version or log.version.split(".")[: len(engine.release)] == [*map(str, engine.release)]:
+        return ()
+    return (
+        f"the log is of {engine.title} {log.version}, the plan for {engine.version}; defaults, placement and "
+        f"graphs may differ between them",
+    )
 
 
 def _missing(plan: Plan, log: StartupLog) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ class StartupLog:
     """Hold what a log says.
 
     Args:
+        version: The engine's release; empty: not said.
         weights_gib, kv_memory_gib, graphs_gib: Per process, what it says in GiB.
         kv_tokens: Tokens of the KV cache; ``None``: not said.
         split: Layers per stage; ``None``: not said.
@@ -45,6 +46,7 @@ class StartupLog:
         nameless: Figures whose process it does not name.
     """
 
+    version: str
     weights_gib: dict[Worker, float]
     kv_memory_gib: dict[Worker, float]
     graphs_gib: dict[Worker, float]
@@ -70,9 +72,10 @@ def read_log(text: str, form: LogFormat, *, pp_size: int, tp_size: int) -> Start
     weights, graphs = names.figures(form.weights), names.figures(form.graphs)
     whole = "\n".join(lines)
     tokens = [int(found.replace(",", "")) for found in re.findall(form.kv_tokens, whole)]
-    split = re.search(form.split, whole)
+    split, version = re.search(form.split, whole), re.search(form.version, whole)
     settings = {field: re.search(pattern, whole) for field, pattern in form.settings}
     return StartupLog(
+        version=version[1] if version else "",
         weights_gib=weights,
         kv_memory_gib=next(filter(None, memory), {}),
         graphs_gib=graphs,

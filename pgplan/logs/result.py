@@ -53,6 +53,7 @@ class LogCheck:
         differences: Where the engine runs something else than was planned.
         failures: What the log says of giving up.
         missing: What the log does not say.
+        notes: What a reader should know beside.
     """
 
     plan: Plan
@@ -62,6 +63,7 @@ class LogCheck:
     differences: tuple[str, ...]
     failures: tuple[str, ...]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -129,6 +131,7 @@ class LogCheck:
             "differences": list(self.differences),
             "failures": list(self.failures),
             "missing": list(self.missing),
+            "notes": list(self.notes),
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -167,7 +170,8 @@ class LogCheck:
             lines = [f"KV tokens: {count(planned)} planned, {count(self.kv_tokens)} logged ({moved})"]
         lines += [f"failure: {failure}" for failure in self.failures]
         lines += [f"difference: {difference}" for difference in self.differences]
-        return lines + [f"missing: {line}" for line in self.missing]
+        lines += [f"missing: {line}" for line in self.missing]
+        return lines + [f"note: {note}" for note in self.notes]
 
 
 def _columns(what: str, readings: Sequence[LogReading]) -> tuple[TableColumn, ...]:
