@@ -1,11 +1,16 @@
 """Verify plans on the GPUs of this machine: predicted against measured, one JSON document per case.
 
-Run it again to go on where it stopped: a case whose document is there is skipped.
+A case is a model, (pp, tp), and a split: the engine's own, the best for decode, the best for prefill. Run it
+again to go on where it stopped: a case whose document is there is skipped. A calibration makes the plans'
+times measured rather than roofline, and the best splits those of this GPU.
 
     python benchmarks/verify.py --list
-    python benchmarks/verify.py --quick                     # a few layers of every kind of model
-    python benchmarks/verify.py --limit 540                 # begin no case after 540 s
-    python benchmarks/verify.py --only llama-3.1-70b --limit 540
+    python benchmarks/verify.py --quick                       # a few layers of every kind of model
+    python benchmarks/verify.py --calibration h200.json --shape 4x1 --limit 400
+    python benchmarks/verify.py --calibration h200.json --shape 2x1 --share 0/2   # every second case
+    python benchmarks/verify.py --faults                      # too big by 1 %, and a worker that is killed
+    python benchmarks/verify.py --command --calibration h200.json   # from the command to the report
+    python benchmarks/verify.py --summary                     # what the documents say together
 
 With fewer GPUs than a case has ranks its stages run one after the other.
 """
@@ -14,28 +19,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pgplan as pg
-from pgplan.launcher.backends import visible_gpus
+from pgplan.errors import LaunchError
+from pgplan.launcher import Event
+from pgplan.launcher.backends import Backend, visible_gpus
+from pgplan.launcher.run import Run
 from pgplan.planning import Objective
-from pgplan.verification import verify
+from pgplan.verification import Verification, verify
 
 GPU = "H200 SXM 141GB"
 RESULTS = Path(__file__).parent / "results" / "verify"
 MODELS = (
     "llama-3.1-70b",
-    "llama-3.1-8b",
     "qwen3-8b",
+    "llama-3.1-8b",
+    "gemma-3-27b",
     "qwen3-30b-a3b",
     "deepseek-v2-lite",
-    "gemma-3-27b",
 )
+# What tells the most comes first: time may end before the last case.
 SHAPES = ((4, 1), (2, 2), (2, 1))
-# The layer times of these workloads are what H200s were measured with before.
+SPLITS: tuple[tuple[str, Objective], ...] = (("default", "decode"), ("auto", "decode"), ("auto", "prefill"))
 WORKLOAD = pg.Workload(
     prompt_tokens=2048, output_tokens=256, concurrency=256, max_model_len=8192, max_num_batched_tokens=4096
 )
@@ -51,13 +66,19 @@ class Case:
     split: str
     objective: Objective = "decode"
     layers: int | None = None
+    calibration: str | None = None
+
+    @property
+    def group(self) -> str:
+        """Name what its splits are compared within."""
+        short = f"-{self.layers}layers" if self.layers else ""
+        return f"{self.model}{short}-pp{self.pp_size}-tp{self.tp_size}"
 
     @property
     def name(self) -> str:
         """Name the case, and the file of its document."""
-        short = f"-{self.layers}layers" if self.layers else ""
         best = f"-{self.objective}" if self.split == "auto" else ""
-        return f"{self.model}{short}-pp{self.pp_size}-tp{self.tp_size}-{self.split}{best}"
+        return f"{self.group}-{self.split}{best}"
 
     def plan(self) -> pg.Plan:
         """Make the plan."""
@@ -70,23 +91,24 @@ class Case:
             workload=WORKLOAD,
             split=self.split,
             objective=self.objective,
+            calibration=self.calibration,
         )
 
 
-def all_cases() -> list[Case]:
+def all_cases(shapes: tuple[tuple[int, int], ...], calibration: str | None) -> list[Case]:
     return [
-        Case(model=model, pp_size=pp, tp_size=tp, split=split, objective=objective)
-        for pp, tp in SHAPES
+        Case(model=model, pp_size=pp, tp_size=tp, split=split, objective=objective, calibration=calibration)
+        for pp, tp in shapes
         for model in MODELS
-        for split, objective in (("default", "decode"), ("auto", "decode"), ("auto", "prefill"))
+        for split, objective in SPLITS
     ]
 
 
-def quick_cases(gpus: int) -> list[Case]:
+def quick_cases(gpus: int, calibration: str | None) -> list[Case]:
     """Return small cases that touch every path: each kind of layer, and as much parallelism as there is."""
     pp, tp = {1: (1, 1), 2: (2, 1)}.get(gpus, (2, 2))
     return [
-        Case(model=model, pp_size=pp, tp_size=tp, split="default", layers=layers)
+        Case(model=model, pp_size=pp, tp_size=tp, split="default", layers=layers, calibration=calibration)
         for model, layers in (
             ("llama-3.1-70b", 8),
             ("qwen3-30b-a3b", 8),
@@ -96,24 +118,164 @@ def quick_cases(gpus: int) -> list[Case]:
     ]
 
 
-def run_case(case: Case, out: Path, *, timeout_s: float) -> bool:
+def run_case(case: Case, out: Path, *, backend: Backend, timeout_s: float) -> bool:
     """Verify one case and write its document, whole or not at all; tell whether it ran."""
     began_s = time.perf_counter()
     try:
-        record = verify(case.plan(), backend="nccl", timeout=timeout_s, log_dir=out / "logs" / case.name)
+        plan = case.plan()
+        if twin := same_split(case, plan, out):
+            save(out / f"{case.name}.json", {"case": case.name, "group": case.group, "same_as": twin})
+            print(f"== {case.name}: split {','.join(map(str, plan.split))} is that of {twin}", flush=True)
+            return True
+        record = verify(plan, backend=backend, timeout=timeout_s, log_dir=out / "logs" / case.name)
     except Exception:
         # Errors lie beside the results, so that the case is tried again next time.
         (out / f"{case.name}.error.txt").write_text(traceback.format_exc())
         print(f"== {case.name}: ERROR", traceback.format_exc()[-3000:], sep="\n", flush=True)
         return False
     wall_s = time.perf_counter() - began_s
-    document = {"case": case.name, "wall_s": wall_s, "verification": json.loads(record.to_json())}
-    path = out / f"{case.name}.json"
+    save(
+        out / f"{case.name}.json",
+        {
+            "case": case.name,
+            "group": case.group,
+            "wall_s": wall_s,
+            "comparisons": [
+                [item.what, item.quantity, item.predicted, item.measured, item.tolerance, item.passed]
+                for item in record.comparisons
+            ],
+            "verification": json.loads(record.to_json()),
+        },
+    )
+    print(f"== {case.name} ({wall_s:.1f} s)", record, "", sep="\n", flush=True)
+    return True
+
+
+def same_split(case: Case, plan: pg.Plan, out: Path) -> str | None:
+    """Name the case of the group that has the same split and was run already."""
+    for path in sorted(out.glob(f"{case.group}-*.json")):
+        document = json.loads(path.read_text())
+        if tuple(document.get("verification", {}).get("plan", {}).get("split", ())) == plan.split:
+            return str(document["case"])
+    return None
+
+
+def save(path: Path, document: dict[str, Any]) -> None:
+    """Write a document beside its place and move it there."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(document, indent=1))
     part.replace(path)
-    print(f"== {case.name} ({wall_s:.1f} s)", record, "", sep="\n", flush=True)
-    return True
+
+
+# --- what the documents say together -------------------------------------------------------------------
+
+
+def summarise(out: Path) -> None:
+    """Print how far prediction and measurement part, and what each best split gains over the default."""
+    documents = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*-pp*-tp*.json"))}
+    rows: dict[str, list[float]] = {}
+    for document in documents.values():
+        for what, quantity, predicted, measured, _, _ in document.get("comparisons", ()):
+            kind = "pipeline of the measured stages" if what.endswith("stages") else what.split()[0]
+            if predicted:
+                rows.setdefault(f"{kind} {quantity}", []).append(measured / predicted - 1)
+    for name, misses in rows.items():
+        worst = max(misses, key=abs)
+        mean = sum(map(abs, misses)) / len(misses)
+        print(f"{name:45} {len(misses):4} x  mean {100 * mean:5.1f} %  worst {100 * worst:+6.1f} %")
+    print()
+    for group in dict.fromkeys(document["group"] for document in documents.values()):
+        for objective in ("decode", "prefill"):
+            print_gain(documents, group, objective)
+
+
+def print_gain(documents: dict[str, Any], group: str, phase: str) -> None:
+    default, best = (documents.get(f"{group}-{which}") for which in ("default", f"auto-{phase}"))
+    if default is None or best is None:
+        return
+    best = documents[best["same_as"]] if "same_as" in best else best
+    if not period(default, phase) or not period(best, phase):
+        return
+    (before, was), (after, now) = (period(document, phase) for document in (default, best))
+    split = ",".join(map(str, best["verification"]["plan"]["split"]))
+    predicted, measured = 100 * (before / after - 1), 100 * (was / now - 1)
+    print(
+        f"{group:32} {phase:8} {split:24} gain predicted {predicted:+5.1f} %, measured {measured:+5.1f} %, "
+        f"apart {abs(predicted - measured):4.1f} points"
+    )
+
+
+def period(document: dict[str, Any], phase: str) -> list[float]:
+    """Return predicted and measured seconds between two microbatches of the pipeline, where it ran whole."""
+    found = [row for row in document["comparisons"] if row[:2] == ["pipeline", f"{phase}_period_s"]]
+    return found[0][2:4] if found else []
+
+
+# --- faults and the command ------------------------------------------------------------------------------
+
+
+def faults(gpus: int, out: Path) -> None:
+    """Show that a stage too big by 1 % is named, that a killed worker is, and that nothing is left behind."""
+    case = Case(model="llama-3.1-8b", pp_size=min(4, gpus), tp_size=1, split="default")
+    plan = case.plan()
+    before = used_mib()
+    too_big = overfull(plan, stage=plan.pp_size - 1)
+    record = verify(too_big, backend="nccl", timeout=120)
+    found: dict[str, Any] = {
+        "too big by 1 %": record.problems,
+        "used MiB before and after": [before, used_mib()],
+    }
+    runs: list[Run] = []
+
+    def kill(event: Event) -> None:
+        if event.kind == "phase" and event.text == "decode" and event.rank == 1:
+            os.kill(runs[0].pids[1], signal.SIGKILL)
+
+    began_s = time.perf_counter()
+    try:
+        verify(plan, backend="nccl", timeout=120, on_event=kill, on_run=runs.append)
+        found["killed"] = ("NO ERROR",)
+    except LaunchError as error:
+        found["killed"] = (str(error),)
+    found["killed: seconds to the error"] = [time.perf_counter() - began_s]
+    found["killed: used MiB after"] = [used_mib()]
+    print(json.dumps(found, indent=1))
+    save(out / "faults.json", found)
+
+
+def overfull(plan: pg.Plan, *, stage: int) -> pg.Plan:
+    """Let one stage hold 1 % of the engine's budget more than there is room for."""
+    planned = plan.stages[stage]
+    more = replace(planned, kv_used_bytes=planned.kv_budget_bytes + planned.budget_bytes // 100)
+    return replace(plan, stages=(*plan.stages[:stage], more, *plan.stages[stage + 1 :]))
+
+
+def used_mib() -> list[int]:
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
+
+
+def command(gpus: int, out: Path, calibration: str | None) -> None:
+    """Time ``pgplan verify`` from the command to the report, and say what the time goes into."""
+    case = Case(
+        model="llama-3.1-70b", pp_size=min(4, gpus), tp_size=1, split="default", calibration=calibration
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        plan, record = Path(folder, "plan.json"), Path(folder, "record.json")
+        plan.write_text(case.plan().to_json())
+        began_s = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "pgplan", "verify", str(plan), "--json", "-o", str(record)],
+            capture_output=True,
+            text=True,
+        )
+        wall_s = time.perf_counter() - began_s
+        print(f"{wall_s:.1f} s from the command to the report, exit code {done.returncode}")
+        print(done.stderr[-2000:])
+        if record.exists():
+            phases = Verification.from_json(record.read_text()).phase_s
+            print(json.dumps(phases, indent=1))
+            save(out / "command.json", {"wall_s": wall_s, "phase_s": phases, "gpus": gpus})
 
 
 def main() -> None:
@@ -121,19 +283,39 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="cases whose name has this in it; several with commas")
+    parser.add_argument("--shape", default="", help="pp x tp, e.g. 4x1; several with commas")
+    parser.add_argument("--share", default="0/1", help="I/N: every Nth case from the Ith on")
+    parser.add_argument("--calibration", help="a file of 'pgplan calibrate', or a GPU's name")
+    parser.add_argument(
+        "--backend", choices=("nccl", "gloo"), default="nccl", help="gloo: on the CPU, to try"
+    )
     parser.add_argument("--quick", action="store_true", help="few layers of each kind of model")
     parser.add_argument("--list", action="store_true", help="print the cases and end")
+    parser.add_argument("--summary", action="store_true", help="print what the documents say, and end")
+    parser.add_argument("--faults", action="store_true", help="run the faults, and end")
+    parser.add_argument("--command", action="store_true", help="time the command, and end")
     parser.add_argument("--limit", type=float, default=540.0, help="begin no case after this many seconds")
     parser.add_argument("--case-limit", type=float, default=120.0, help="give up on a case after this many")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the documents go")
     args = parser.parse_args()
     gpus = visible_gpus()
-    cases = quick_cases(gpus) if args.quick else all_cases()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.summary:
+        return summarise(args.out)
+    if args.faults:
+        return faults(gpus, args.out)
+    if args.command:
+        return command(gpus, args.out, args.calibration)
+    shapes = tuple(shape for shape in SHAPES if not args.shape or f"{shape[0]}x{shape[1]}" in args.shape)
+    cases = quick_cases(gpus, args.calibration) if args.quick else all_cases(shapes, args.calibration)
     wanted = [case for case in cases if any(word in case.name for word in args.only.split(","))]
+    first, every = map(int, args.share.split("/"))
+    # The splits of one model stay together: a best split may be another's.
+    groups = list(dict.fromkeys(case.group for case in wanted))[first::every]
+    wanted = [case for case in wanted if case.group in groups]
     if args.list:
         print(*(case.name for case in wanted), sep="\n")
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
+        return None
     began_s, done, failed = time.perf_counter(), 0, 0
     for case in wanted:
         if (args.out / f"{case.name}.json").exists():
@@ -142,9 +324,10 @@ def main() -> None:
         if left_s <= 0:
             print(f"time is over before {case.name}; run again to go on")
             break
-        ran = run_case(case, args.out, timeout_s=min(args.case_limit, left_s + 30))
+        ran = run_case(case, args.out, backend=args.backend, timeout_s=min(args.case_limit, left_s + 30))
         done, failed = done + ran, failed + (not ran)
     print(f"{done} cases verified, {failed} with errors, on {gpus} GPUs")
+    return None
 
 
 if __name__ == "__main__":
