@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pgplan.engines import find_engine
 from pgplan.errors import PgplanError
+from pgplan.hardware import Cluster
+from pgplan.model.spec import ModelSpec
 from pgplan.planning.costing import Costing
 from pgplan.planning.evaluating import evaluate
 from pgplan.planning.record import Plan, split_ranges
+from pgplan.workload import Workload
 
 # A gain below this is within the last digits of the sums.
 _LEAST_GAIN = 1e-3
@@ -36,7 +40,7 @@ class Move:
 def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
     """Return the move of one layer off the bottleneck that helps most; ``None``: none helps.
 
-    Only a move that takes a layer from the stage that holds the plan back can help, to a neighbour or to
+    Only a move that takes a layer from the stage that holds the plan back can help: to a neighbour, or to
     the stage with the most to spare, which moves the cuts between them by one.
 
     >>> from pgplan import Cluster, plan
@@ -49,12 +53,11 @@ def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
         return None
     costing = Costing(plan.model, plan.cluster, plan.workload, find_engine(plan.engine))
     quantity = plan.bottleneck.resource
-    # The plan itself is evaluated again, so that both sides rest on the same rates.
-    now = _worth(evaluate(costing, plan.split), quantity)
+    now = worth(plan, quantity)
     found: Move | None = None
     for target, split in _moves(plan, pinned):
-        worth = _worth(evaluate(costing, split), quantity)
-        gain = worth - now if quantity == "memory" else worth / now - 1 if now > 0 else 0.0
+        then = worth(evaluate(costing, split), quantity)
+        gain = then - now if quantity == "memory" else then / now - 1 if now > 0 else 0.0
         if gain > max(_LEAST_GAIN, found.gain if found else 0.0):
             found = Move(
                 source=plan.bottleneck.stage, target=target, split=split, quantity=quantity, gain=gain
@@ -64,31 +67,38 @@ def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
 
 def own_split_plan(plan: Plan) -> Plan | None:
     """Return the plan with the engine's own split; ``None``: it has none that can run."""
-    engine = find_engine(plan.engine)
+    return _own_split_plan(plan.model, plan.cluster, plan.workload, plan.engine)
+
+
+# While cuts are dragged, all but the split stays the same.
+@lru_cache(maxsize=4)
+def _own_split_plan(model: ModelSpec, cluster: Cluster, workload: Workload, engine: str) -> Plan | None:
+    found = find_engine(engine)
     try:
-        split = engine.default_split(plan.model.num_layers, plan.pp_size)
+        split = found.default_split(model.num_layers, cluster.pp_size)
     except PgplanError:
         return None
-    if min(split) < 1:
-        return None
-    return evaluate(Costing(plan.model, plan.cluster, plan.workload, engine), split)
+    return evaluate(Costing(model, cluster, workload, found), split) if min(split) >= 1 else None
+
+
+def worth(plan: Plan, quantity: str) -> float:
+    """Return what a plan has of a bottleneck's resource: tokens, tokens per second, bytes to spare."""
+    if quantity == "memory":
+        return float(min(stage.kv_budget_bytes for stage in plan.stages))
+    if quantity == "kv":
+        return float(plan.kv_tokens)
+    return plan.prefill_tokens_per_s if quantity == "prefill" else plan.decode_tokens_per_s
 
 
 def _moves(plan: Plan, pinned: Collection[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
     source = plan.bottleneck.stage
     if plan.split[source] == 1:
         return
-    spare = max(
-        (stage for stage in plan.stages if stage.stage != source and stage.stage not in pinned),
-        key=lambda stage: (-_busy_s(plan, stage.stage), stage.kv_tokens),
-        default=None,
-    )
-    roomy = max(
-        (stage for stage in plan.stages if stage.stage != source and stage.stage not in pinned),
-        key=lambda stage: stage.kv_tokens,
-        default=None,
-    )
-    targets = [source - 1, source + 1, *(stage.stage for stage in (spare, roomy) if stage is not None)]
+    free = [stage for stage in plan.stages if stage.stage != source and stage.stage not in pinned]
+    if not free:
+        return
+    spare = min(free, key=lambda stage: (_busy_s(plan, stage.stage), -stage.kv_tokens))
+    targets = [source - 1, source + 1, spare.stage]
     forbidden = {cut for cut, _ in plan.model.forbidden_cuts}
     for target in dict.fromkeys(targets):
         if not 0 <= target < plan.pp_size or target in pinned:
@@ -105,11 +115,3 @@ def _busy_s(plan: Plan, stage: int) -> float:
     if plan.bottleneck.resource == "prefill":
         return found.prefill_s + found.prefill_handoff_s
     return found.decode_s + found.decode_handoff_s
-
-
-def _worth(plan: Plan, quantity: str) -> float:
-    if quantity == "memory":
-        return float(min(stage.kv_budget_bytes for stage in plan.stages))
-    if quantity == "kv":
-        return float(plan.kv_tokens)
-    return plan.prefill_tokens_per_s if quantity == "prefill" else plan.decode_tokens_per_s

@@ -156,6 +156,7 @@ class Picture:
         sentence: What holds it back, or why it does not fit.
         summary: Its capacity and throughput.
         basis: How the figures were obtained and how far they may be off.
+        waste: What the split leaves unused.
         memory_note, kv_note: The engine's budget; what it leaves for the KV cache.
         fits: Whether the engine would start.
         memory_end_bytes: Where the memory axis ends.
@@ -169,6 +170,7 @@ class Picture:
     sentence: str
     summary: str
     basis: str
+    waste: str
     memory_note: str
     kv_note: str
     fits: bool
@@ -202,6 +204,7 @@ def make_picture(plan: Plan, *, marks: Marks | None = None) -> Picture:
         tightest = -1
     named = not plan.cluster.is_uniform
     rows = tuple(_row(plan, stage, tightest=tightest, with_gpu=named) for stage in plan.stages)
+    phases = (_phase(plan, "decode"), _phase(plan, "prefill"))
     drawn = {key for row in rows for key, _ in row.segments}
     return Picture(
         title=f"{plan_title(plan)}, {plan_load(plan)}",
@@ -217,18 +220,18 @@ def make_picture(plan: Plan, *, marks: Marks | None = None) -> Picture:
             1,
         ),
         rows=rows,
-        phases=(_phase(plan, "decode"), _phase(plan, "prefill")),
+        waste=_waste(plan, phases),
+        phases=phases,
         parts=tuple(part for part in PARTS if part.key in drawn),
         marks=marks,
     )
 
 
-def plan_waste(plan: Plan) -> str:
+def _waste(plan: Plan, phases: tuple[Phase, ...]) -> str:
     """Say what the split leaves unused: KV memory that the tightest stage strands, time that stages wait."""
     if not plan.fits or plan.pp_size == 1:
         return ""
     stranded = sum(stage.stranded_kv_bytes for stage in plan.stages)
-    phases = [_phase(plan, "decode"), _phase(plan, "prefill")]
     waits = [
         f"{share(sum(bar.idle_s for bar in phase.bars) / (phase.cycle_s * plan.pp_size))} of {phase.name}"
         for phase in phases

@@ -15,7 +15,7 @@ from pgplan.errors import EngineError, PlanError
 from pgplan.hardware import GPU
 from pgplan.planning.record import Plan
 from pgplan.view.numbers import gib, share
-from pgplan.view.picture import plan_basis, plan_title
+from pgplan.view.sentences import plan_basis, plan_title
 from pgplan.view.svg import plan_svg
 from pgplan.view.table import stage_table
 

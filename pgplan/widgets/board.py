@@ -9,8 +9,8 @@ import ipywidgets as W
 
 from pgplan.planning import Plan
 from pgplan.verification import Verification
-from pgplan.view.picture import plan_marks
-from pgplan.view.svg import plan_svg
+from pgplan.view.picture import Marks, make_picture, plan_marks
+from pgplan.view.svg import picture_svg
 from pgplan.widgets.comparison import Comparison, Figures
 from pgplan.widgets.files import Files
 from pgplan.widgets.handover import HandOver
@@ -24,14 +24,13 @@ from pgplan.widgets.style import button, column, html, row, told
 PICTURE_WIDTH = 900
 
 
-def picture_of(scene: Scene) -> str:
-    """Return the picture of a scene, with what was measured laid over it, else A."""
-    marks = None
+def _marks(scene: Scene) -> Marks | None:
+    """Return what is laid over the bars: what was measured on GPUs, else A."""
     if scene.proof is not None and scene.proof.on_gpu:
-        marks = measured_marks(scene.proof)
-    elif scene.reference is not None and scene.reference != scene.plan:
-        marks = plan_marks(scene.reference, label="A")
-    return plan_svg(scene.plan, width=PICTURE_WIDTH, marks=marks, with_header=False)
+        return measured_marks(scene.proof)
+    if scene.reference is not None and scene.reference != scene.plan:
+        return plan_marks(scene.reference, label="A")
+    return None
 
 
 class Board:
@@ -119,10 +118,11 @@ class Board:
         self._is_drawing = True
         try:
             self._scene = scene
-            self.sentence.value = headline(scene)
+            picture = make_picture(scene.plan, marks=_marks(scene))
+            self.sentence.value = headline(scene, waste=picture.waste)
             self.stages.draw(scene)
             self.refuse(scene)
-            self.picture.value = picture_of(scene)
+            self.picture.value = picture_svg(picture, width=PICTURE_WIDTH, with_header=False)
             self.buttons["undo"].disabled, self.buttons["redo"].disabled = not can_undo, not can_redo
             self.buttons["pin"].description = "Unpin A" if scene.reference == scene.plan else "Pin as A"
             self._draw_pane()

@@ -11,7 +11,7 @@ import ipywidgets as W
 
 from pgplan.errors import PgplanError, PlanError
 from pgplan.planning import Plan
-from pgplan.view import plan_html
+from pgplan.view.report import plan_report
 from pgplan.widgets.code import PLAN_FILE, plan_code
 from pgplan.widgets.handover import text_html
 from pgplan.widgets.scene import Scene
@@ -38,7 +38,7 @@ class Files:
         self.code.value = text_html(plan_code(scene.choice), file="plan.py", label="code")
         name = escape(scene.plan.model.name)
         document = quote(scene.plan.to_json())
-        report = b64encode(report_html(scene.plan).encode()).decode()
+        report = b64encode(plan_report(scene.plan).encode()).decode()
         self.links.value = (
             '<div class="pgplan-links">'
             f'<a class="pgplan-link pgplan-save" download="{PLAN_FILE}" '
@@ -71,12 +71,3 @@ def text_of(uploads: tuple[dict[str, memoryview], ...]) -> str:
         return bytes(uploads[0]["content"]).decode()
     except UnicodeDecodeError as error:
         raise PlanError(f"an uploaded file must be UTF-8 text, but byte {error.start} is not") from None
-
-
-def report_html(plan: Plan) -> str:
-    """Return one self-contained page with the plan's pictures, tables and notes."""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<title>{escape(repr(plan))}</title><body style="font-family:system-ui,sans-serif">'
-        f"{plan_html(plan)}</body></html>"
-    )

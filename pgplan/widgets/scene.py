@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Protocol
 
 import ipywidgets as W
 
 from pgplan.engines import find_engine
+from pgplan.errors import PgplanError
 from pgplan.planning import Plan
-from pgplan.planning.moving import Move, best_move, own_split_plan
+from pgplan.planning.moving import Move, best_move, own_split_plan, worth
+from pgplan.split import format_split
 from pgplan.verification import Verification
 from pgplan.view import compare_plans
-from pgplan.view.numbers import gib, share
-from pgplan.view.picture import plan_waste
+from pgplan.view.numbers import change, gib, share
 from pgplan.view.sentences import plan_basis, plan_sentence, plan_summary, plan_title
 from pgplan.widgets.choice import Choice
 
@@ -28,6 +29,7 @@ class Scene:
         plan: What follows from it.
         own: The plan with the engine's own split; ``None``: it has none that can run.
         move: The move of one layer that helps most; ``None``: none helps.
+        best: What "auto" would give, where no single move helps but that does.
         reference: The plan pinned as A.
         proof: What this plan was measured to be.
     """
@@ -36,6 +38,7 @@ class Scene:
     plan: Plan
     own: Plan | None = None
     move: Move | None = None
+    best: Plan | None = None
     reference: Plan | None = None
     proof: Verification | None = None
 
@@ -50,19 +53,40 @@ class Pane(Protocol):
 
 
 def study(choice: Choice, plan: Plan) -> Scene:
-    """Return the scene of a plan: what its engine's own split is worth and which move helps."""
-    return Scene(
-        choice=choice, plan=plan, own=own_split_plan(plan), move=best_move(plan, pinned=choice.pinned)
-    )
+    """Return the scene of a plan: what its engine's own split is worth, and which change helps.
+
+    A split that was searched has no better move: the search has proven it. Where no single move helps a
+    given one, because several stages are equally slow, the search is asked.
+    """
+    own = own_split_plan(plan)
+    if choice.is_searched and plan.fits:
+        return Scene(choice=choice, plan=plan, own=own)
+    move = best_move(plan, pinned=choice.pinned)
+    best = _balanced(choice, plan) if move is None and plan.pp_size > 1 and plan.fits else None
+    return Scene(choice=choice, plan=plan, own=own, move=move, best=best)
 
 
-def headline(scene: Scene) -> str:
-    """Return the sentences on top: what holds the plan back, which move helps, what is gained so far."""
+def _balanced(choice: Choice, plan: Plan) -> Plan | None:
+    """Return what "auto" would give, if that is better where the plan is held back."""
+    pins = [count if stage in choice.pinned else None for stage, count in enumerate(plan.split)]
+    if None not in pins:
+        return None
+    split = format_split(pins) if choice.pinned else "auto"
+    try:
+        found = replace(choice, split=split).plan(with_advice=False)
+    except PgplanError:
+        return None
+    quantity = plan.bottleneck.resource
+    return found if worth(found, quantity) > worth(plan, quantity) * 1.001 else None
+
+
+def headline(scene: Scene, *, waste: str) -> str:
+    """Return the sentences on top: what holds the plan back, which move helps, what is gained and wasted."""
     plan = scene.plan
     lines = [
         f"<p><b>{escape(plan_sentence(plan))} {escape(move_words(scene))}</b></p>",
         f"<p>{escape(own_words(scene))}</p>",
-        f"<p>{escape(plan_summary(plan))}. {escape(plan_waste(plan))}</p>",
+        f"<p>{escape(plan_summary(plan))}. {escape(waste)}</p>",
     ]
     if scene.reference is not None:
         words = compare_plans(scene.reference, plan).words
@@ -82,10 +106,15 @@ def move_words(scene: Scene) -> str:
         return f"Moving one layer from stage {move.source} to stage {move.target} gains {what}{unit}."
     if plan.pp_size == 1:
         return ""
-    what = {"kv": "KV tokens", "memory": "memory"}.get(plan.bottleneck.resource, plan.bottleneck.resource)
-    if plan.bottleneck.stage in scene.choice.pinned:
-        return f"Stage {plan.bottleneck.stage} is pinned."
-    return f"No move of one layer off this stage improves {what}."
+    resource = plan.bottleneck.resource
+    what = {"kv": "KV tokens", "memory": "memory"}.get(resource, resource)
+    if scene.best is not None:
+        gain = change(worth(plan, resource), worth(scene.best, resource))
+        return f"No single move helps; Auto gives {_counts(scene.best)}: {gain} {what}."
+    if scene.choice.is_searched:
+        among = " with these pins" if scene.choice.pinned else ""
+        return f"No other split{among} is better for {scene.choice.objective}." if plan.fits else ""
+    return f"No move of one layer improves {what}."
 
 
 def own_words(scene: Scene) -> str:
