@@ -9,6 +9,8 @@ import anywidget
 import traitlets
 
 _HERE = Path(__file__).parent
+# One module for the browser, in this order; a front end knows no other files to import from.
+_SCRIPTS = ("ruler_geometry.js", "ruler_drawing.js", "ruler.js")
 
 
 class Ruler(anywidget.AnyWidget):
@@ -22,15 +24,18 @@ class Ruler(anywidget.AnyWidget):
         cuts: The first layer of each stage but the first.
         pinned: Stages that keep their layers when the rest is balanced.
         size_by: What a cell's width tells: ``"weight"`` or ``"time"``.
+        is_loaded: Whether a front end runs it. One that does not have anywidget puts an error where the ruler
+            would be; whoever hides the ruler until this is true spares users that.
     """
 
-    _esm = (_HERE / "ruler.js").read_text(encoding="utf-8")
+    _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     _css = (_HERE / "ruler.css").read_text(encoding="utf-8")
 
     state = traitlets.Dict().tag(sync=True)
     cuts = traitlets.List(traitlets.Int()).tag(sync=True)
     pinned = traitlets.List(traitlets.Int()).tag(sync=True)
     size_by = traitlets.Enum(("weight", "time"), default_value="weight").tag(sync=True)
+    is_loaded = traitlets.Bool().tag(sync=True)
 
     def show(self, state: dict[str, Any]) -> None:
         """Show ``state``; the cuts and pins become its own.
