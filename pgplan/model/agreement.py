@@ -56,12 +56,10 @@ def agree(model: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
 
 
 def by_place(checkpoint: Checkpoint, *, num_layers: int) -> Places:
-    """Sort a checkpoint's tensors into modules by place and layer (-1: none); buffers are left out."""
+    """Sort a checkpoint's tensors into modules by place and layer (-1: none)."""
     places: dict[tuple[Place, int], Modules] = {}
     for tensor in checkpoint.tensors.values():
         name = parse(tensor.name, num_layers=num_layers)
-        if name.place == "buffer":
-            continue
         modules = places.setdefault((name.place, name.layer), {})
         if name.module not in modules:
             modules[name.module] = StoredModule(tensor.name)

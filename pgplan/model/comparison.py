@@ -46,6 +46,7 @@ def compare(weights: Iterable[Weight], found: Modules, *, where: str = "") -> Co
             result.differences.append(f"{where}{name} {difference}")
         else:
             result.pairs.append(([*ours], [module]))
+    found = {name: module for name, module in found.items() if not module.is_buffer}
     # Renamed, or fused on one side only: then the sum must agree, at first under one parent module.
     for parent in (*dict.fromkeys(map(_parent, wanted)), None):
         _pool(wanted, found, parent, result)
@@ -100,7 +101,7 @@ def _agree(weights: list[Weight], module: StoredModule, expected: int) -> bool:
     if module.elements(expected) != expected:
         return False
     first = weights[0]
-    if len(weights) > 1 or module.is_packed or not first.is_matrix:
+    if len(weights) > 1 or module.is_packed or len(module.weights) != first.copies or not first.is_matrix:
         return True
     # One matrix per tensor: both sides must agree too (some store it the other way round).
     sides = {first.rows, first.cols}

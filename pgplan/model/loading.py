@@ -105,10 +105,18 @@ def _builder(config: Config, *, assume: str | None) -> tuple[str, Builder]:
         reason = f"has {', '.join(against)}" if against else f"lacks {', '.join(missing)}"
         raise ModelError(
             f"assume='llama' needs the keys of a plain decoder, but {config.where} ({called}) {reason}; "
-            f"use one of the known architectures: {', '.join(sorted(BUILDERS))}"
+            f"use one of the known architectures, of which {_nearest(stated)}"
         )
     hint = "" if against or missing else "assume='llama' reads it as a plain decoder, whose keys it has; "
     raise ModelError(
-        f"the architecture must be a known one, got {called} in {config.where}; {hint}"
-        f"known are {', '.join(sorted(BUILDERS))}"
+        f"the architecture must be a known one, got {called} in {config.where}; {hint}{_nearest(stated)}"
     )
+
+
+def _nearest(stated: list[str]) -> str:
+    """Name the known architectures that are spelled most like the stated ones."""
+    import difflib  # a few milliseconds that only this message needs
+
+    near = dict.fromkeys(name for word in stated for name in difflib.get_close_matches(word[:99], BUILDERS))
+    nearest = f"the nearest are {', '.join(near)}; " if near else ""
+    return f"{nearest}pgplan.model.families.BUILDERS holds all {len(BUILDERS)}"

@@ -29,7 +29,12 @@ class StoredModule:
     @property
     def weights(self) -> list[StoredTensor]:
         """Return the tensors that hold the weight itself: one, or one per expert."""
-        return self.tensors.get("weight", [])
+        return self.tensors.get("weight") or self.tensors.get("buffer", [])
+
+    @property
+    def is_buffer(self) -> bool:
+        """Tell whether it is none of the weights for most loaders."""
+        return "buffer" in self.tensors
 
     @property
     def data_bytes(self) -> int:

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Place = Literal["embedding", "layer", "head", "tower", "draft", "outside", "buffer"]
-Role = Literal["weight", "bias", "scale", "zero points", "order", "input scale", "nested", "other"]
+Place = Literal["embedding", "layer", "head", "tower", "draft", "outside"]
+Role = Literal["weight", "bias", "scale", "zero points", "order", "input scale", "nested", "other", "buffer"]
 
 # What the last part of a name says. Sources: the loaders of vLLM (vllm/model_executor/layers/quantization)
 # and the checkpoints of GPTQ, AWQ, compressed-tensors, ModelOpt, bitsandbytes and mlx.
@@ -43,14 +43,14 @@ _ROLES: dict[str, Role] = {
     "quant_map": "other",
     "nested_quant_map": "other",
 }
-# Neither weights nor read by every loader: rotary tables, masks, what the routers of DeepSeek and its kin
-# add to their scores (float32, one number per expert), and scales of a quantized KV cache.
+# Weights for few loaders only: rotary tables, masks, what the routers of DeepSeek and its kin add to their
+# scores (float32, one number per expert), and scales of a quantized KV cache.
 _BUFFERS = frozenset(
     "inv_freq masked_bias e_score_correction_bias expert_bias cos_cached sin_cached k_scale v_scale q_scale "
     "prob_scale output_scale embed_positions_sin freqs_cis position_ids".split()
 )
-# GPT-2's kin keep the causal mask as the bias of the attention module itself.
-_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
+# GPT-2's kin keep the causal mask as the bias of the attention module itself, xIELU two constants.
+_CONSTANTS = re.compile(r"(?:^|\.)(?:(?:attn|attention)\.bias|act_fn\.(?:beta|eps))$")
 _LAYER = re.compile(r"^(?:(.*?)\.)?(?:layers|h|blocks)\.(\d+)\.(.+)$")
 _EXPERT = re.compile(r"(?<=\bexperts\.)\d+\.")
 # Fused experts have no ".weight": their parts are told by what follows the matrix's own name.
@@ -93,8 +93,6 @@ def parse(name: str, *, num_layers: int) -> TensorName:
     (3, 'mlp.experts.up_proj', 'scale')
     """
     module, part, role = _module_and_role(name)
-    if part in _BUFFERS or _MASK.search(name):
-        return TensorName("buffer", -1, module, "other", part)
     if _DRAFT.search(name):
         return TensorName("draft", -1, module, role, part)
     inside = _LAYER.match(name)
@@ -112,8 +110,8 @@ def _module_and_role(name: str) -> tuple[str, str, Role]:
     """Split a name into its module, its last part and what that is for."""
     # bitsandbytes hangs its scales under the weight: "q_proj.weight.absmax".
     module, _, part = name.replace(".weight.", ".").rpartition(".")
-    if part in _BUFFERS:
-        return module, part, "other"
+    if part in _BUFFERS or _CONSTANTS.search(name):
+        return f"{module}.{part}", part, "buffer"
     if part.startswith(("bitsandbytes__", "quant_state")):
         return module.removesuffix(".quant_state"), part, "other"
     if part in _ROLES:

@@ -6,6 +6,7 @@ of many equal MLPs for every token; some have a shared MLP that every token pass
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pgplan.errors import ModelError
@@ -134,8 +135,13 @@ def build_phimoe(config: Config) -> ModelSpec:
     """Build ``PhiMoEForCausalLM``: LayerNorms with biases, biases in attention and, as stated, the head."""
     config = config.with_defaults({"num_key_value_heads": 8})
     config.require(*PLAIN_KEYS, "num_local_experts", "num_experts_per_tok")
-    bias = config.flag("attention_bias")
-    return _mixtral_like(config, attention(Heads.read(config), bias=bias, out_bias=bias), bias=True)
+    bias, window = config.flag("attention_bias"), config.optional_size("sliding_window")
+    model = _mixtral_like(config, attention(Heads.read(config), bias=bias, out_bias=bias), bias=True)
+    if window is None or window >= model.max_position_embeddings:
+        return model
+    # Phi-tiny-MoE's window is shorter than its context, which the model's own description does not mention.
+    note = f"every layer has the window of {window} tokens that sliding_window states; no layer sees further"
+    return replace(model, notes=(*model.notes, note))
 
 
 def build_minimax_m2(config: Config) -> ModelSpec:

@@ -6,7 +6,8 @@ Checkpoints of Phi 3 and 4 fuse q, k, v and gate, up into one tensor each. Phi M
 from __future__ import annotations
 
 from pgplan.model.config import Config
-from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, matrix, norm
+from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, norm
+from pgplan.model.families.ungated import two_matrices, uniform
 from pgplan.model.spec import LayerSpec, ModelSpec
 
 
@@ -14,19 +15,18 @@ def build_phi(config: Config) -> ModelSpec:
     """Build ``PhiForCausalLM`` (Phi 1.5 and 2): one norm per layer, whose output attention and MLP share."""
     config.require(*PLAIN_KEYS)
     heads, inner = Heads.read(config), config.size("intermediate_size")
-    names = ("q_layernorm", "k_layernorm") if config.flag("qk_layernorm") else ()
+    qk_norms = ("q_layernorm", "k_layernorm") if config.flag("qk_layernorm") else ()
     layer = LayerSpec(
         attention=heads.spec(),
         weights=(
             norm("input_layernorm", heads.hidden, bias=True),
             *attention(heads, bias=True, out_bias=True, out="self_attn.dense"),
-            *(norm(f"self_attn.{name}", heads.dim, part="attention", bias=True) for name in names),
-            matrix("mlp.fc1", "mlp", inner, heads.hidden, shard="column", bias=True),
-            matrix("mlp.fc2", "mlp", heads.hidden, inner, shard="row", bias=True),
+            *(norm(f"self_attn.{name}", heads.dim, part="attention", bias=True) for name in qk_norms),
+            *two_matrices(heads.hidden, inner, names=("mlp.fc1", "mlp.fc2"), bias=True),
         ),
     )
-    pattern = (None,) * config.num_layers
-    return decoder(config, pattern=pattern, layer=lambda _: layer, norm_bias=True, head_bias=True)
+    names = ("model.embed_tokens", "model.final_layernorm", "lm_head")
+    return uniform(config, layer, names=names, norm_bias=True, head_bias=True)
 
 
 def build_phi3(config: Config) -> ModelSpec:
