@@ -272,7 +272,7 @@ def test_several_nodes_have_a_launch_line_each_way() -> None:
         # SGLang 0.5.23 refuses a plain fp8.
         ("sglang", "fp8", "--kv-cache-dtype fp8_e4m3"),
         ("tensorrt-llm", "fp8", "kv_cache_config: {dtype: fp8}"),
-        ("llama.cpp", "fp8", "--cache-type-k q8_0 \\\n    --cache-type-v q8_0"),
+        ("llama.cpp", "fp8", "--cache-type-k q8_0 \\\n    --cache-type-v q8_0 \\\n    --flash-attn on"),
         ("llama.cpp", "bfloat16", "--cache-type-k bf16"),
     ],
 )

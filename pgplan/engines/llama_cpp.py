@@ -28,7 +28,14 @@ if TYPE_CHECKING:
 # LLAMA_MAX_SEQ, and one less than llama_max_devices(), which --tensor-split must stay below.
 _MOST_SEQUENCES, _MOST_STAGES = 256, 15
 # It has no 8-bit floats; q8_0 is next to them, at 34 bytes for 32 elements.
-_KV_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "fp8": "q8_0", "fp8_e4m3": "q8_0"}
+_QUANTIZED = "q8_0"
+_KV_TYPES = {
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float32": "f32",
+    "fp8": _QUANTIZED,
+    "fp8_e4m3": _QUANTIZED,
+}
 
 
 class LlamaCpp(Exporter):
@@ -82,6 +89,9 @@ class LlamaCpp(Exporter):
         }
         if kv_dtype:
             flags |= {"cache-type-k": kv_dtype, "cache-type-v": kv_dtype}
+        if kv_dtype == _QUANTIZED:
+            # Without it llama.cpp refuses to quantize values.
+            flags["flash-attn"] = "on"
         if self.override_tensor:
             flags["override-tensor"] = shlex.quote(",".join(self._overrides(plan.split)))
         lines = [
