@@ -1,8 +1,4 @@
-"""Decoders with linear attention or short convolutions: Kimi Linear, MiniMax-01, LFM2.
-
-Kimi Linear mixes Kimi delta attention with latent attention that has no rotary positions, MiniMax-01
-lightning attention with full attention, LFM2 gated short convolutions with full attention.
-"""
+"""MiniMax-01 with lightning attention in most layers, and LFM2 with gated short convolutions."""
 
 from __future__ import annotations
 
@@ -12,86 +8,12 @@ from pgplan.errors import ModelError
 from pgplan.model.config import Config
 from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, matrix, norm
 from pgplan.model.families.layer_types import read_layer_types
-from pgplan.model.families.mixers import kimi_delta, lightning, renamed, short_conv
-from pgplan.model.families.mla import Latent
+from pgplan.model.families.mixers import lightning, renamed, short_conv
 from pgplan.model.families.moe import experts_per_token
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
 # Mixtral and its kin name gate, up and down projection so.
 _W_NAMES = ("w1", "w3", "w2")
-
-
-def build_kimi_linear(config: Config) -> ModelSpec:
-    """Build ``KimiLinearForCausalLM`` (arXiv 2510.26692)."""
-    longest = config.optional_size("model_max_length") or 1 << 20
-    config = config.with_defaults(
-        {"first_k_dense_replace": 1, "num_shared_experts": 1, "max_position_embeddings": longest}
-    )
-    config.require(*PLAIN_KEYS, "kv_lora_rank", "num_experts", "moe_intermediate_size", "linear_attn_config")
-    hidden, count = config.size("hidden_size"), config.size("num_experts")
-    visited = experts_per_token(config, count)
-    latent, dense_layers = Latent.read(config), config.count("first_k_dense_replace")
-    delta = kimi_delta(linear_attention(config))
-    dense = gated_mlp(hidden, config.size("intermediate_size"))
-    sparse = _kimi_experts(config, hidden, count)
-
-    def layer(kind: tuple[str, bool]) -> LayerSpec:
-        full, has_experts = kind[0] == "full", kind[1]
-        return LayerSpec(
-            attention=replace(latent.spec(), rotary=False) if full else None,
-            state=None if full else delta.state,
-            weights=(
-                norm("input_layernorm", hidden),
-                *(latent.weights() if full else delta.weights),
-                norm("post_attention_layernorm", hidden),
-                *(sparse if has_experts else dense),
-            ),
-            num_experts=count if has_experts else 0,
-            experts_per_token=visited if has_experts else 0,
-        )
-
-    pattern = tuple((kind, index >= dense_layers) for index, kind in enumerate(_kimi_types(config)))
-    return decoder(config, pattern=pattern, layer=layer)
-
-
-def linear_attention(config: Config) -> Config:
-    """Return ``linear_attn_config``, which knows the model's own width too."""
-    section = config.section("linear_attn_config")
-    if section is None:
-        config.require("linear_attn_config")
-        return config
-    return section.with_defaults({"hidden_size": config.size("hidden_size")})
-
-
-def _kimi_types(config: Config) -> tuple[str, ...]:
-    """Return which layers are full and which linear; the lists of the checkpoint count from 1."""
-    section, depth = linear_attention(config), config.num_layers
-    lists = {"full": section.items("full_attn_layers"), "linear": section.items("kda_layers")}
-    if lists["full"] is None or lists["linear"] is None:
-        return read_layer_types(config, names={"full_attention": "full", "linear_attention": "linear"})
-    named = {number: kind for kind, numbers in lists.items() for number in numbers or ()}
-    stated = sum(len(numbers or ()) for numbers in lists.values())
-    if stated != depth or set(named) != set(range(1, depth + 1)):
-        raise ModelError(
-            f"full_attn_layers and kda_layers must name each of {depth} layers once, counted from 1, got "
-            f"{stated} numbers in {section.where}; take it from the model's own config.json"
-        )
-    return tuple(named[number] for number in range(1, depth + 1))
-
-
-def _kimi_experts(config: Config, hidden: int, count: int) -> tuple[Weight, ...]:
-    """Write Kimi Linear's experts: one wide shared MLP stands for all shared ones."""
-    size, block = config.size("moe_intermediate_size"), "block_sparse_moe"
-    shared = size * config.count("num_shared_experts")
-    return (
-        matrix(f"{block}.gate", "router", count, hidden),
-        *gated_mlp(hidden, size, prefix=f"{block}.experts", part="experts", names=_W_NAMES, copies=count),
-        *(
-            gated_mlp(hidden, shared, prefix=f"{block}.shared_experts", part="shared_experts")
-            if shared
-            else ()
-        ),
-    )
 
 
 def build_minimax(config: Config) -> ModelSpec:
