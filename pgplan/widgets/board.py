@@ -95,13 +95,13 @@ class Board:
         self._stop.on_click(lambda _: stop())
         self._waiting = row(html("waiting", told("status", "working out the plan ...")), self._stop)
         self._waiting.layout.display = "none"
-        bar = row(*self.buttons.values(), self.proof.start, name="bar")
+        self.bar = column(
+            row(*self.buttons.values(), name="bar"), self.proof.start, self.status, self._waiting
+        )
+        self.proof.start.layout.width = "98%"
         ruled = () if self.ruler is None else (self.ruler,)
         self.box = column(
             self.sentence,
-            bar,
-            self.status,
-            self._waiting,
             *ruled,
             self.stages.box,
             self.picture,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pgplan.errors import ModelError
@@ -35,7 +36,9 @@ class Source:
 
     @classmethod
     def load(cls, argument: str | Mapping[str, object]) -> Source:
-        """Load a model by its name, path or configuration."""
+        """Load a model by its name, its path (kept so that it holds from any folder) or its configuration."""
+        if isinstance(argument, str) and "\n" not in argument and Path(argument).expanduser().exists():
+            argument = str(Path(argument).expanduser().resolve())
         return cls(model=load_model(argument), argument=argument)
 
     @classmethod

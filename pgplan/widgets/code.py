@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from pprint import pformat
 
 from pgplan.errors import HardwareError
@@ -58,13 +57,7 @@ def _model(choice: Choice) -> list[str]:
             f"config = {pformat(dict(argument), width=100, sort_dicts=False)}",
             f"model = pg.load_model(config{dtype}){layers}",
         ]
-    return [f"model = pg.load_model({_path(argument)!r}{dtype}){layers}"]
-
-
-def _path(argument: str) -> str:
-    """Return a path that holds from any folder, and a name as it is."""
-    path = Path(argument).expanduser()
-    return str(path.resolve()) if path.exists() else argument
+    return [f"model = pg.load_model({argument!r}{dtype}){layers}"]
 
 
 def _cluster(choice: Choice) -> str:

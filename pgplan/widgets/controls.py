@@ -54,7 +54,7 @@ class Controls:
             message.add_class(f"pgplan-message-{group}")
         self._own = W.Accordion(children=[self._group("own")], titles=("A model of your own",))
         rest = [self._own if group == "own" else self._group(group) for group in _GROUPS]
-        self.box = column(*rest, name="controls", flex="0 0 318px", width="318px")
+        self.box = column(*rest, name="controls")
 
     def _group(self, group: str) -> W.Widget:
         lines = [

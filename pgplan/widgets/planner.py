@@ -32,7 +32,7 @@ from pgplan.widgets.files import text_of
 from pgplan.widgets.history import Entry, History
 from pgplan.widgets.scene import Scene, study
 from pgplan.widgets.snapshot import Snapshot
-from pgplan.widgets.style import STYLE_SHEET, html, told
+from pgplan.widgets.style import STYLE_SHEET, column, html, told
 from pgplan.workload import Workload
 
 _DEFAULT_GPU = "H200 SXM 141GB"
@@ -116,7 +116,11 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         self._work = Background[_Answer](show=self._answered, fail=self._failed, wait=self.board.wait)
         self._asked = self._typed = ""
         super().__init__(
-            children=[html("style", STYLE_SHEET), self._controls.box, self.board.box],
+            children=[
+                html("style", STYLE_SHEET),
+                column(self._controls.box, self.board.bar, name="left", flex="0 0 318px", width="318px"),
+                self.board.box,
+            ],
             layout=W.Layout(flex_flow="row wrap", align_items="flex-start"),
         )
         self.add_class("pgplan-planner")

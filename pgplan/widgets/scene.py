@@ -16,7 +16,7 @@ from pgplan.split import format_split
 from pgplan.verification import Verification
 from pgplan.view import compare_plans
 from pgplan.view.numbers import change, gib, share
-from pgplan.view.sentences import plan_basis, plan_sentence, plan_summary, plan_title
+from pgplan.view.sentences import plan_sentence, plan_summary
 from pgplan.widgets.choice import Choice
 
 
@@ -91,7 +91,6 @@ def headline(scene: Scene, *, waste: str) -> str:
     if scene.reference is not None:
         words = compare_plans(scene.reference, plan).words
         lines.append(f"<p>Against A ({_counts(scene.reference)}): {escape(words)}</p>")
-    lines.append(f"<small>{escape(plan_title(plan))} · {escape(plan_basis(plan))}</small>")
     return "".join(lines)
 
 

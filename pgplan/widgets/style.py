@@ -25,11 +25,12 @@ STYLE_SHEET = """<style>
 .pgplan-planner button:focus-visible{outline:2px solid #0072B2;outline-offset:1px}
 .pgplan-planner .pgplan-verify{background:#0072B2;color:#fff;font-weight:600}
 .pgplan-planner .pgplan-sentence b{font-size:14.5px}
-.pgplan-planner .pgplan-sentence small{font-size:11.5px}
-.pgplan-planner .pgplan-controls .jp-Collapse-header{padding:2px 8px;font-size:12px}
-.pgplan-planner .pgplan-controls .jp-Collapse-contents{padding:4px}
+.pgplan-planner .jupyter-widget-Collapse-header{padding:2px 8px;font-size:12px;background:none}
+.pgplan-planner .jupyter-widget-Collapse-contents{padding:4px}
+.pgplan-planner .pgplan-left{gap:4px}
+.pgplan-planner .pgplan-board{padding-left:12px}
 .pgplan-planner .pgplan-sentence p{margin:0 0 2px}
-.pgplan-planner .pgplan-picture svg{display:block;width:100%;max-width:1240px}
+.pgplan-planner .pgplan-picture svg{display:block;width:100%;max-width:1040px}
 .pgplan-planner .pgplan-stages{gap:4px 10px}
 .pgplan-planner .pgplan-stages .jupyter-button{padding:0 7px;margin:1px;min-width:26px}
 .pgplan-planner table{border-collapse:collapse;font-size:12px;font-variant-numeric:tabular-nums}
