@@ -76,6 +76,16 @@ def test_a_thousand_splits_come_back_as_they_went(name: str, options: dict[str, 
         assert exporter.read_split(text, num_layers=sum(split), pp_size=len(split)) == split
 
 
+def test_launch_lines_are_right_for_the_release() -> None:
+    with pytest.raises(
+        pg.EngineError, match=r"without Ray from 0\.11\.1 on, but the version is 0\.10; leave"
+    ):
+        find_exporter("vllm==0.10", nodes=2, ray=False).export(example())
+    assert "--nnodes 2" in find_exporter("vllm==0.11.1", nodes=2, ray=False).export(example())
+    assert " --max-micro-batch-size " in find_exporter("sglang==0.5.3").export(example())
+    assert " --pp-max-micro-batch-size " in find_exporter("sglang==0.5.4").export(example())
+
+
 def test_what_the_shorter_forms_can_say_comes_back_as_it_went() -> None:
     rng = random.Random(7)
     counts = {name: find_exporter(name, form="counts") for name in ("megatron", "megatron-bridge")}

@@ -194,7 +194,8 @@ class SGLang(Engine):
         if len(plan.split) > 1:
             lines.append(f"export {self.override_variable}={format_split(plan.split)}")
             # Without it a microbatch takes up to max-running-requests / pp-size, and the others go empty.
-            flags["pp-max-micro-batch-size"] = limits.microbatch_seqs
+            renamed = "pp-max-micro-batch-size" if self.release >= (0, 5, 4) else "max-micro-batch-size"
+            flags[renamed] = limits.microbatch_seqs
             # The overlap schedule does not work over a pipeline.
             flags["disable-overlap-schedule"] = True
         if self.nodes > 1:

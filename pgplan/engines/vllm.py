@@ -199,6 +199,11 @@ class VLLM(Engine):
         if len(plan.split) > 1:
             # With one stage vLLM still parses the variable, and there is nothing to say.
             lines.append(f"export {self.override_variable}={format_split(plan.split)}")
+        if self.nodes > 1 and not self.ray and self.release < (0, 11, 1):
+            raise EngineError(
+                f"vLLM starts over several machines without Ray from 0.11.1 on, but the version is "
+                f"{self.version}; leave Ray on"
+            )
         return "\n".join([*lines, *self._commands(plan, flags)]) + "\n"
 
     def _commands(self, plan: Plan, flags: dict[str, object]) -> list[str]:

@@ -55,7 +55,7 @@ class Drawing {
   /** Make the page's part; `onHandle(element, index)` is called for every handle that is made. */
   constructor(el, { onSize, onPin, onHandle }) {
     // JupyterLab's own shortcuts must not take the arrows and letters that handles answer to.
-    this.root = make("div", "pgplan-ruler", el, { "data-lm-suppress-shortcuts": "true" });
+    this.root = make("div", "pgplan-ruler-root", el, { "data-lm-suppress-shortcuts": "true" });
     this.makeHead(onSize);
     this.body = make("div", "pgplan-ruler-body", this.root);
     ["layer", "stage", "layers"].forEach((word, row) => {
@@ -139,7 +139,7 @@ class Drawing {
     shown.isDense = width / state.stages.length < ROOMY;
     this.placed = place(state, cuts, sizeBy, width);
     this.sizes.forEach((button) => write(button, { "aria-pressed": `${button.textContent === sizeBy}` }));
-    write(this.root, { class: `pgplan-ruler${shown.isDense ? " pgplan-ruler-dense" : ""}` });
+    write(this.root, { class: `pgplan-ruler-root${shown.isDense ? " pgplan-ruler-dense" : ""}` });
     this.drawCells(shown);
     this.drawTicks(shown);
     this.drawLabels(shown);

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets as W
 import traitlets
 
 _HERE = Path(__file__).parent
@@ -24,8 +25,7 @@ class Ruler(anywidget.AnyWidget):
         cuts: The first layer of each stage but the first.
         pinned: Stages that keep their layers when the rest is balanced.
         size_by: What a cell's width tells: ``"weight"`` or ``"time"``.
-        is_loaded: Whether a front end runs it. One that does not have anywidget puts an error where the ruler
-            would be; whoever hides the ruler until this is true spares users that.
+        is_loaded: Whether a front end runs it.
     """
 
     _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
@@ -36,6 +36,15 @@ class Ruler(anywidget.AnyWidget):
     pinned = traitlets.List(traitlets.Int()).tag(sync=True)
     size_by = traitlets.Enum(("weight", "time"), default_value="weight").tag(sync=True)
     is_loaded = traitlets.Bool().tag(sync=True)
+
+    def framed(self) -> W.Widget:
+        """Return a box with the ruler, which stays hidden until a front end runs the ruler.
+
+        One that lacks anywidget would show an error in its place.
+        """
+        frame = W.Box([self], layout=W.Layout(display="none", width="100%"))
+        self.observe(lambda change: setattr(frame.layout, "display", ""), names="is_loaded")
+        return frame
 
     def show(self, state: dict[str, Any]) -> None:
         """Show ``state``; the cuts and pins become its own.
