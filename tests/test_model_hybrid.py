@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from pgplan.cost.rates import roofline_error
-from pgplan.cost.sharding import check_tp_size
+from pgplan.cost.sharding import check_tp_size, rank_bytes
 from pgplan.cost.timing import Batch, state_work
 from pgplan.errors import HardwareError, ModelError
 from pgplan.model import (
@@ -244,7 +244,7 @@ def both(request: pytest.FixtureRequest) -> tuple[ModelSpec, Any]:
     config = AutoConfig.for_model(model_type, **keys)
     auto = AutoModelForImageTextToText if "vision_config" in keys else AutoModelForCausalLM
     with torch.device("meta"):
-        built = auto.from_config(config)
+        built = auto.from_config(config)  # type: ignore[no-untyped-call]
     return load_model({"architectures": [architecture], **keys}), built
 
 
@@ -529,3 +529,57 @@ def test_every_layer_of_kimi_linear_is_named_once() -> None:
 def test_verification_refuses_recurrence_by_name() -> None:
     with pytest.raises(ModelError, match=r"nemotron-h-56b has recurrent layers \(mamba2\)"):
         check_supported(load_model("nemotron-h-56b"))
+
+
+# --- Kimi K3, whose code is in no package -----------------------------------------------------------------
+
+
+def stored_gb(model: ModelSpec, part: str, *, tp_size: int, matrices: bool = False) -> float:
+    weights = [weight for layer in model.layers for weight in layer.weights if weight.part == part]
+    return sum(rank_bytes(w, tp_size=tp_size) for w in weights if w.is_matrix or not matrices) / 1e9
+
+
+def test_kimi_k3_has_the_parameters_of_its_report() -> None:
+    model = load_model("kimi-k3")
+    # The technical report (arXiv 2607.24653): 2.78T parameters, 104.2B of them activated, without embedding.
+    assert model.parameters == 2_779_931_752_544
+    assert round((model.active_parameters - model.embedding.parameters) / 1e9, 1) == 104.2
+    assert [sum(layer.state is not None for layer in model.layers), model.num_layers] == [69, 93]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole_gb", "rank_gb"),
+    [
+        ("experts", 1446.456, 180.807),
+        ("mixer", 61.214, 7.763),
+        ("shared_experts", 24.310, 3.039),
+        ("attention", 11.145, 2.029),
+        ("mlp", 1.453, 0.182),
+    ],
+)
+def test_kimi_k3_weighs_what_its_checkpoint_was_found_to(part: str, whole_gb: float, rank_gb: float) -> None:
+    # Published with AMD's ATOM for the checkpoint of 1.5609 TB, over 8 ranks too; matrices only.
+    model = load_model("kimi-k3")
+    assert stored_gb(model, part, tp_size=1, matrices=True) == pytest.approx(whole_gb, abs=6e-4)
+    assert stored_gb(model, part, tp_size=8, matrices=True) == pytest.approx(rank_gb, abs=6e-4)
+
+
+def test_kimi_k3_hands_its_snapshots_on() -> None:
+    model = load_model("kimi-k3")
+    # One of layers 0, 12, .., 84 each, and the stream itself.
+    assert model.streams == 9
+    assert any("a snapshot of every 12th layer" in note for note in model.notes)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("text_config", {"moe_layer_freq": 2}, "moe_layer_freq must be 1, got 2"),
+        ("vision_config", {"norm_type": "layernorm"}, "must be rmsnorm and patchmergerv2, got 'layernorm'"),
+    ],
+)
+def test_another_kimi_k3_is_refused(section: str, changes: dict[str, object], message: str) -> None:
+    config = dict(catalogue_entry("kimi-k3").config)
+    config[section] = {**config[section], **changes}  # type: ignore[dict-item]
+    with pytest.raises(ModelError, match=message):
+        load_model(config)
