@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from planning import IMPORT_GOAL_MS, REPLAN_GOAL_MS
+from widget import KERNEL_GOAL_MS, PAINT_GOAL_MS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,6 +29,11 @@ METADATA_GOALS: dict[tuple[str, str], tuple[float, ...]] = {
     ("bcast", "1 MiB"): (1.5, 1.5, 1.5, 1.5),
     ("all_gather", "1 MiB"): (1.5, 1.5, 1.5, 1.5),
     ("bcast", "32 MiB"): (8, 8, 8, 8),
+}
+WIDGET_CHANGES = {
+    "bare": "a slider that writes its number",
+    "cut": "a cut dragged by a layer",
+    "pp": "the pp_size slider",
 }
 LARGEST = {"layers": 10_000, "stages": 256}
 
@@ -57,6 +63,30 @@ def planning_table(result: dict[str, Any]) -> Iterator[str]:
         f"| {median:.1f}{verdict(median, IMPORT_GOAL_MS)} |"
     )
     yield f"\n{machine(result)}\n"
+
+
+def widget_table(result: dict[str, Any]) -> Iterator[str]:
+    goals = f"goal {KERNEL_GOAL_MS:g} | p95 in the browser over a bare HTML widget, goal {PAINT_GOAL_MS:g}"
+    yield f"The planner in JupyterLab and Chromium ({result['what']}), ms:\n"
+    yield f"| change | median in the kernel, {goals} | median / p95 in the browser |"
+    yield "|---|---|---|---|"
+    for name, times in result["times"].items():
+        kernel, paint = times["kernel"]["median_ms"], times["paint"]
+        cells = f"{kernel:.1f} | -" if name == "bare" else ""
+        if not cells:
+            over = times["paint_over_bare_p95_ms"]
+            cells = (
+                f"{kernel:.1f}{verdict(kernel, KERNEL_GOAL_MS)} | {over:.1f}{verdict(over, PAINT_GOAL_MS)}"
+            )
+        yield f"| {WIDGET_CHANGES[name]} | {cells} | {paint['median_ms']:.1f} / {paint['p95_ms']:.1f} |"
+    lost = sum(one["wanted"] != one["kernel"] for one in result["bursts"])
+    before, after = result["growth"]["before"], result["growth"]["after"]
+    memory, nodes = (after[key] - before[key] for key in ("kernel_mib", "nodes"))
+    yield (
+        f"\nFinal values lost in {len(result['bursts'])} bursts of 100 changes: {lost}. After "
+        f"{result['growth']['changes']:,} changes: kernel {memory:+.1f} MiB, DOM nodes {nodes:+d}. "
+        f"{machine(result)}\n"
+    )
 
 
 def split_tables(result: dict[str, Any]) -> Iterator[str]:
@@ -139,6 +169,7 @@ def gpus(result: dict[str, Any]) -> str:
 
 TABLES = {
     "planning": planning_table,
+    "widget": widget_table,
     "split": split_tables,
     "metadata_plane": metadata_table,
     "handoff": handoff_table,
