@@ -99,8 +99,8 @@ def all_cases(shapes: tuple[tuple[int, int], ...], calibration: str | None) -> l
     return [
         Case(model=model, pp_size=pp, tp_size=tp, split=split, objective=objective, calibration=calibration)
         for pp, tp in shapes
-        for model in MODELS
         for split, objective in SPLITS
+        for model in MODELS
     ]
 
 

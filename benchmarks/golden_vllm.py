@@ -1,0 +1,154 @@
+"""Set pgplan's throughput beside what vLLM 0.24 reached on four H200s, and fit the engine's share of a step.
+
+A plan's times are the GPU's. vLLM's host prepares every step as well: inputs, block tables, launch, sampled
+tokens. One term stands for that, ``host_s`` per stage and step, and enters in two ways:
+
+    pipeline full      nobody waits for a stage, its host's work adds:  period = max_i(t_i + hop_i) + host_s
+    pipeline not full  a stage waits, its host works meanwhile:        period = sum_i max(t_i + hop_i, host_s)
+
+The recorded figures are of whole calls: prompts are prefilled first, and the pipeline fills and drains once.
+
+``host_s`` is fitted on the runs named in FITTED_ON and checked on the others; besides, every model is left
+out of a fit to all the others in turn.
+
+    python benchmarks/golden_vllm.py                          # tier roofline
+    python benchmarks/golden_vllm.py --calibration h200.json  # tier calibrated or measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pgplan as pg
+
+DATA = Path(__file__).parent / "data" / "vllm_h200.json"
+RESULT = Path(__file__).parent / "results" / "golden_vllm.json"
+# One small model, whose steps are the host's: in a pipeline that is full and in one that is not.
+FITTED_ON = ("qwen3-8b",)
+OUTPUT_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Hold one recorded throughput with the plan that predicts it."""
+
+    model: str
+    phase: str
+    requests: int
+    prompt: int
+    tokens_per_s: float
+    plan: pg.Plan
+
+    @classmethod
+    def of(cls, row: dict[str, Any], calibration: str | None) -> Run:
+        """Plan what was run."""
+        prefill = row["phase"] == "prefill"
+        plan = pg.plan(
+            row["model"],
+            pg.Cluster.uniform("H200", pp_size=4),
+            workload=pg.Workload(
+                prompt_tokens=row["prompt"],
+                output_tokens=1 if prefill else OUTPUT_TOKENS,
+                concurrency=row["requests"],
+                max_model_len=8192,
+                max_num_batched_tokens=4096,
+                max_num_seqs=256,
+                memory_utilization=row.get("memory_utilization", 0.9),
+            ),
+            engine="vllm==0.24",
+            split="default",
+            calibration=calibration,
+        )
+        # The first repeats of a call are slower; the median stands for them all.
+        fields = {name: row[name] for name in ("model", "phase", "requests", "prompt")}
+        return cls(**fields, tokens_per_s=median(row["tokens_per_s"]), plan=plan)
+
+    @property
+    def name(self) -> str:
+        """Name the run."""
+        return f"{self.model}, {self.phase}, {self.requests} x {self.prompt}"
+
+    def predicted(self, host_s: float = 0.0) -> float:
+        """Return the tokens per second of the whole call."""
+        plan = self.plan
+        chunks = -(-self.requests * self.prompt // plan.prefill_tokens)
+        stages = [stage.prefill_s + stage.prefill_handoff_s for stage in plan.stages]
+        prefill_s = sum(max(s, host_s) for s in stages) + (chunks - 1) * (max(stages) + host_s)
+        if self.phase == "prefill":
+            return self.requests * self.prompt / prefill_s
+        stages = [stage.decode_s + stage.decode_handoff_s for stage in plan.stages]
+        if plan.microbatches >= plan.pp_size:
+            round_s = plan.microbatches * (max(stages) + host_s)
+        else:
+            round_s = max(sum(max(s, host_s) for s in stages), plan.microbatches * max(*stages, host_s))
+        # The first token comes with the prefill.
+        return self.requests * OUTPUT_TOKENS / (prefill_s + (OUTPUT_TOKENS - 1) * round_s)
+
+    def miss(self, host_s: float = 0.0) -> float:
+        """Return how far the prediction lies above (+) or below (-) what was reached."""
+        return self.predicted(host_s) / self.tokens_per_s - 1
+
+
+def fit(runs: Sequence[Run]) -> float:
+    """Return the ``host_s`` with the least sum of squared logarithms, to a microsecond."""
+
+    def loss(host_s: float) -> float:
+        return sum(math.log(run.predicted(host_s) / run.tokens_per_s) ** 2 for run in runs)
+
+    return min((step * 1e-5 for step in range(1001)), key=loss)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--calibration", help="a file of 'pgplan calibrate', or a GPU's name")
+    parser.add_argument("--out", type=Path, help=f"write the table as JSON, e.g. {RESULT.name}")
+    args = parser.parse_args()
+    data = json.loads(DATA.read_text())
+    runs = [Run.of(row, args.calibration) for row in data["runs"]]
+    decode = [run for run in runs if run.phase == "decode"]
+    host_s = fit([run for run in decode if run.model in FITTED_ON])
+    print(data["what"])
+    print(f"host_s = {host_s * 1e3:.2f} ms per stage and step, fitted on decode of {', '.join(FITTED_ON)}\n")
+    print(f"{'run':36} {'tier':10} {'reached':>9} {'GPU alone':>10} {'':>8} {'with host':>10} {'':>8}")
+    rows = []
+    for run in runs:
+        host = 0.0 if run.phase == "prefill" else host_s
+        role = "" if run.phase == "prefill" else "fitted" if run.model in FITTED_ON else "checked"
+        print(
+            f"{run.name:36} {run.plan.tier:10} {run.tokens_per_s:9,.0f} {run.predicted():10,.0f} "
+            f"{100 * run.miss():+7.1f}% {run.predicted(host):10,.0f} {100 * run.miss(host):+7.1f}% {role}"
+        )
+        rows.append(
+            {
+                "run": run.name,
+                "tier": run.plan.tier,
+                "reached": run.tokens_per_s,
+                "gpu_alone": run.predicted(),
+                "with_host": run.predicted(host),
+                "role": role,
+            }
+        )
+    print("\nleft out of the fit in turn:")
+    left_out = []
+    for model in dict.fromkeys(run.model for run in decode):
+        other_s = fit([run for run in decode if run.model != model])
+        misses = [run.miss(other_s) for run in decode if run.model == model]
+        left_out.append({"model": model, "host_s": other_s, "misses": misses})
+        print(
+            f"  {model:16} host_s {other_s * 1e3:5.2f} ms: {', '.join(f'{100 * m:+.1f} %' for m in misses)}"
+        )
+    if args.out:
+        args.out.write_text(json.dumps({"host_s": host_s, "runs": rows, "left_out": left_out}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
