@@ -109,6 +109,7 @@ KIMI = {
     },
 }
 
+SINGLE_GROUP = {**MAMBA2, "mamba_d_ssm": 192, "mamba_n_groups": 1}
 FALCON = {**MAMBA2, "mamba_d_ssm": 192, "mamba_rms_norm": True}
 
 # (model_type, architecture, configuration)
@@ -418,6 +419,16 @@ def test_delta_heads_stay_whole() -> None:
         check_tp_size(model, tp_size=3)
 
 
+def test_ranks_do_not_share_a_group() -> None:
+    # 8 groups of heads share B and C; 16 ranks would have half a group each.
+    with pytest.raises(HardwareError, match=r"its mamba2 layers have 8 groups, which 16 ranks cannot share"):
+        check_tp_size(load_model("nemotron-h-56b"), tp_size=16)
+    with pytest.raises(HardwareError, match=r"its gated delta layers have 16 groups, which 32 ranks cannot"):
+        check_tp_size(load_model("qwen3-next-80b-a3b"), tp_size=32)
+    # A single group is on every rank.
+    check_tp_size(load_model({"architectures": ["FalconH1ForCausalLM"], **SINGLE_GROUP}), tp_size=2)
+
+
 @pytest.mark.parametrize(("tp_size", "dtype", "expected"), [(1, "float32", 4255744), (4, None, 2158592 // 4)])
 def test_bytes_per_sequence(tp_size: int, dtype: Literal["float32"] | None, expected: int) -> None:
     # Nemotron 3 Super: 3 * 10240 inputs in bfloat16 and 128 heads of 64 x 128.
@@ -524,6 +535,28 @@ def test_every_layer_of_kimi_linear_is_named_once() -> None:
     lists = {**KIMI["linear_attn_config"], "full_attn_layers": [4, 8]}  # type: ignore[dict-item]
     with pytest.raises(ModelError, match=r"must name each of 9 layers once, counted from 1, got 8 numbers"):
         load_model({"architectures": ["KimiLinearForCausalLM"], **KIMI, "linear_attn_config": lists})
+
+
+@pytest.mark.parametrize(("stated", "loads"), [(0, True), ([0], True), (4736, False)])
+def test_minimax_is_known_without_a_shared_expert(stated: object, loads: bool) -> None:
+    config = {
+        "architectures": ["MiniMaxText01ForCausalLM"],
+        **BASE,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        # The published files say 0 for lightning attention and 1 for full.
+        "attn_type_list": [0, 0, 1] * 3,
+        "shared_intermediate_size": stated,
+    }
+    if loads:
+        assert [layer.attention is not None for layer in load_model(config).layers] == [
+            False,
+            False,
+            True,
+        ] * 3
+        return
+    with pytest.raises(ModelError, match="shared_intermediate_size must be 0, got 4736"):
+        load_model(config)
 
 
 def test_verification_refuses_recurrence_by_name() -> None:

@@ -10,7 +10,7 @@ same.)
 from __future__ import annotations
 
 from pgplan.errors import DivisibilityError, HardwareError
-from pgplan.model.spec import LayerSpec, ModelSpec, Weight
+from pgplan.model.spec import LayerSpec, ModelSpec, StateSpec, Weight
 
 VOCAB_PADDING = 64
 
@@ -90,7 +90,19 @@ def _tp_problem(model: ModelSpec, tp_size: int) -> str | None:
             )
             if step > 1 and size != whole and size % step:
                 return f"{weight.name} leaves {size} per rank, which cuts its quantization blocks of {step}"
-    return None
+    return next(filter(None, (_group_problem(kind.state, tp_size) for kind in model.kinds)), None)
+
+
+def _group_problem(state: StateSpec | None, tp_size: int) -> str | None:
+    """Say where ranks would share a group of recurrent heads, which the engines have no kernels for.
+
+    Mamba-2's B and C are replicated if there is a single group (vLLM ``mamba_mixer2.py``).
+    """
+    if state is None or not state.groups or state.groups % tp_size == 0:
+        return None
+    if state.kind == "mamba2" and state.groups == 1:
+        return None
+    return f"its {state.kind} layers have {state.groups} groups, which {tp_size} ranks cannot share evenly"
 
 
 def _share(weight: Weight, size: int, tp_size: int) -> int:

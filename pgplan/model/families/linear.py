@@ -34,7 +34,7 @@ def build_minimax(config: Config) -> ModelSpec:
             copies=count,
         ),
     )
-    if config.count("shared_intermediate_size"):
+    if config.get("shared_intermediate_size") not in (None, 0, [0]):
         raise ModelError(
             f"shared_intermediate_size must be 0, got {config.get('shared_intermediate_size')} in "
             f"{config.where}; MiniMax-01 is known without a shared expert"
