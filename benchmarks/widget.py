@@ -25,12 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from planning import GPU, MODEL, STAGES, machine, summary
 from playwright.sync_api import Browser, Locator, Page, expect
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from browser import chromium, jupyterlab, visit
+from planner_page import PlannerPage, run_notebook, write_notebook
 
 PACKAGES = ("jupyterlab", "anywidget", "playwright")
 KERNEL_GOAL_MS, PAINT_GOAL_MS = 16.0, 15.0
@@ -125,7 +125,7 @@ class Bench:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.handles = page.get_by_role("slider", name="cut ")
+        self.handles = PlannerPage(page).handles
         self.pp = page.locator(".pgplan-control-pp .noUi-handle")
         self.bare = page.locator(".bare-slider .noUi-handle")
 
@@ -231,11 +231,8 @@ def measure(browser: Browser, repetitions: int, changes: int) -> dict[str, Any]:
     ):
         page = visited.page
         page.goto(lab.address("/doc/tree/widget.ipynb"))
-        page.wait_for_function(
-            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-        )
+        run_notebook(page)
         page.evaluate(IN_THE_PAGE)
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.locator(f"{PICTURE} svg").wait_for()
         bench = Bench(page)
         paint_times(bench, 4)  # what is compiled and cached on first use
@@ -260,10 +257,7 @@ def _made(folder: Path) -> Path:
 
 
 def _notebook(folder: Path) -> Path:
-    cells = [nbformat.v4.new_code_cell(IN_THE_KERNEL)]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    nbformat.write(notebook, _made(folder) / "widget.ipynb")
+    write_notebook(_made(folder) / "widget.ipynb", IN_THE_KERNEL)
     return folder
 
 
