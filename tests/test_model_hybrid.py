@@ -616,3 +616,20 @@ def test_another_kimi_k3_is_refused(section: str, changes: dict[str, object], me
     config[section] = {**config[section], **changes}  # type: ignore[dict-item]
     with pytest.raises(ModelError, match=message):
         load_model(config)
+
+
+# --- totals of checkpoints that no package can build from their file ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "counted", "beside"),
+    [
+        ("jamba-v0.1", 51_570_323_328, 0),
+        ("granite-4.0-h-small", 32_207_337_984, 0),
+        ("minimax-m1", 456_089_655_296, 0),
+        # The checkpoint's total has a bias per expert that steers the router, in 26 layers.
+        ("kimi-linear-48b-a3b", 49_122_681_728, 26 * 256),
+    ],
+)
+def test_totals_are_those_of_the_published_checkpoints(name: str, counted: int, beside: int) -> None:
+    assert load_model(name).parameters + beside == counted
