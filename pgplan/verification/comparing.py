@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pgplan.cost.pipeline import flow
 from pgplan.verification.pieces import largest_hop, steps_of
@@ -16,9 +15,6 @@ from pgplan.verification.record import (
     StageMeasurement,
     Verification,
 )
-
-if TYPE_CHECKING:
-    import matplotlib.figure
 
 GIB = 1 << 30
 _ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -220,25 +216,3 @@ def _readable(value: float, quantity: str) -> str:
     if quantity.endswith("_bytes"):
         return f"{value / GIB:.3f} GiB" if value >= GIB else f"{value / (1 << 20):.2f} MiB"
     return f"{value * 1e3:.3f} ms"
-
-
-def figure(record: Verification) -> matplotlib.figure.Figure:
-    """Draw measured over predicted, one row per figure; the shaded band is what the tier promises."""
-    from matplotlib.figure import Figure
-
-    items = [item for item in record.comparisons if item.predicted]
-    drawn = Figure(figsize=(7.0, 1.2 + 0.24 * len(items)), layout="constrained")
-    axes = drawn.add_subplot()
-    axes.axvline(1.0, color="0.3", linewidth=1)
-    for row, item in enumerate(reversed(items)):
-        if item.tolerance is not None:
-            axes.barh(row, 2 * item.tolerance, left=1 - item.tolerance, color="0.9", height=0.9)
-        axes.plot(item.ratio, row, "o", color="tab:blue" if item.passed else "tab:red", markersize=4)
-    axes.set_yticks(
-        range(len(items)),
-        [f"{item.what} {item.quantity.rpartition('_')[0].replace('_', ' ')}" for item in reversed(items)],
-        fontsize=7,
-    )
-    axes.set_xlabel("measured / predicted")
-    axes.set_title(headline(record), fontsize=8, wrap=True)
-    return drawn

@@ -227,7 +227,7 @@ class Verification:
 
     def plot(self) -> matplotlib.figure.Figure:
         """Draw measured over predicted, stage by stage."""
-        from pgplan.verification.comparing import figure
+        from pgplan.verification.drawing import figure
 
         return figure(self)
 
