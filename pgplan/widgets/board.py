@@ -90,7 +90,7 @@ class Board:
             self.buttons[name].on_click(lambda _, name=name: go(name))
         self.buttons["auto"].on_click(lambda _: edit("auto", None))
         self.buttons["pin"].on_click(lambda _: pin())
-        self.proof.start.on_click(lambda _: self.open("Proof"))
+        self.proof.start.on_click(lambda _: go("verify"))
         self._stop = button("Cancel", "cancel-planning", tooltip="Keep the plan on display")
         self._stop.on_click(lambda _: stop())
         self._waiting = row(html("waiting", told("status", "working out the plan ...")), self._stop)

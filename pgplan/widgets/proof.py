@@ -40,8 +40,7 @@ class Proof:
             "Verify", "verify", tooltip="Run this plan's split on the devices of this machine"
         )
         self.stop = button("Cancel", "cancel", tooltip="End the verification and all its processes")
-        self.stop.disabled = True
-        self.start.on_click(lambda _: self.begin())
+        self.stop.layout.display = "none"
         self.stop.on_click(lambda _: self.cancel())
         self.about, self.lines, self.result = html("about"), html("progress"), html("proof")
         self.box = column(row(self.about, self.stop), self.lines, self.result)
@@ -63,7 +62,7 @@ class Proof:
         if plan is None or self._thread is not None:
             return
         self._stopping = False
-        self.start.disabled, self.stop.disabled = True, False
+        self.start.disabled, self.stop.layout.display = True, ""
         self.result.value, self.lines.value = "", told("status", "starting processes")
         self._thread = threading.Thread(target=self._verify, args=(plan,), name="pgplan-verify", daemon=True)
         self._thread.start()
@@ -79,6 +78,12 @@ class Proof:
         """Wait for the end of the verification under way."""
         if self._thread is not None:
             self._thread.join()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes of the verification under way."""
+        run = self._run
+        return () if run is None else run.pids
 
     def _started(self, run: Run) -> None:
         with self._lock:
@@ -100,7 +105,7 @@ class Proof:
         finally:
             self._run = self._thread = None
             self.lines.value = ""
-            self.start.disabled, self.stop.disabled = False, True
+            self.start.disabled, self.stop.layout.display = False, "none"
         if record is not None:
             self._proven(record, plan)
 
