@@ -169,12 +169,20 @@ class VLLM(Engine):
         return total
 
     def notes(self, model: ModelSpec, *, pp_size: int) -> tuple[str, ...]:
-        """Say so where this architecture departs from the textbook placement."""
-        placement = vllm_placement(model)
-        if pp_size == 1 or placement.embedding != "every":
-            return ()
-        what = "embedding and output head" if placement.head == "every" and not model.tied else "embedding"
-        return (f"vLLM builds the {what} of {model.architecture} on every stage, not only at the ends",)
+        """Say so where this architecture departs from the textbook placement, and what its state takes."""
+        placement, notes = vllm_placement(model), []
+        if states_per_request(self.release) > 1 and any(kind.state for kind in model.kinds):
+            notes.append(
+                "with prefix caching, which is on by default, vLLM keeps two recurrent states per request; "
+                "--no-enable-prefix-caching leaves one"
+            )
+        if pp_size > 1 and placement.embedding == "every":
+            both = placement.head == "every" and not model.tied
+            what = "embedding and output head" if both else "embedding"
+            notes.append(
+                f"vLLM builds the {what} of {model.architecture} on every stage, not only at the ends"
+            )
+        return tuple(notes)
 
     def export(self, plan: Plan) -> str:
         """Return the override variable and the launch line with every flag that the plan implies."""
