@@ -183,3 +183,9 @@ def test_plans_without_recurrence_say_nothing_of_it() -> None:
     made = plan("llama-3.1-8b")
     assert [stage.state_bytes for stage in made.stages] == [0, 0]
     assert "state" not in str(made) and "recurrent state" not in made.to_svg()
+
+
+def test_the_price_of_prefix_caching_is_noted() -> None:
+    for engine, noted in (("vllm", True), ("vllm==0.24", False), ("sglang", False)):
+        notes = plan("nemotron-3-nano-30b-a3b", engine=engine).notes
+        assert any("two recurrent states per request" in note for note in notes) is noted
