@@ -89,6 +89,16 @@ def test_vllm_takes_its_share_of_the_whole_device() -> None:
     assert stage.kv_budget_bytes == budget - stage.weight_bytes - stage.activation_bytes - cublas
 
 
+@pytest.mark.parametrize(
+    ("version", "share", "tokens"), [("0.19.1", 0.9, 8192), ("0.20", 0.92, 8192), ("0.28", 0.92, 16384)]
+)
+def test_vllm_defaults_depend_on_the_release(version: str, share: float, tokens: int) -> None:
+    # The fields of config/cache.py and the limits of engine/arg_utils.py in these releases, on a B200.
+    cluster = pg.Cluster.uniform("B200", pp_size=2)
+    settings = find_engine(f"vllm=={version}").settings(pg.load_model("llama-3.1-8b"), cluster, pg.Workload())
+    assert (settings.memory_utilization, settings.max_num_batched_tokens) == (share, tokens)
+
+
 def test_vllm_defaults_depend_on_the_device() -> None:
     settings = plan("llama-3.1-8b").settings
     assert (settings.max_num_batched_tokens, settings.max_num_seqs, settings.memory_utilization) == (

@@ -103,6 +103,39 @@ def test_vllm_declares_every_flag_of_the_launch_line() -> None:
     assert flags["--kv-cache-dtype"] <= strings(package_file("vllm", "config/cache.py"))
 
 
+@pytest.mark.parametrize("gpu", ["H200", "H100 SXM5", "A100 80GB SXM4", "L4", "L40S", "B200", "MI300X", "T4"])
+def test_vllm_takes_the_limits_that_are_planned_with(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = pg.find_gpu(gpu)
+    platform = types.SimpleNamespace(
+        get_device_total_memory=lambda: device.memory_bytes,
+        get_device_name=lambda: f"NVIDIA {device.name}",
+        is_device_capability=lambda capability: False,
+        is_tpu=lambda: False,
+        is_cpu=lambda: False,
+    )
+    context = types.SimpleNamespace(LLM_CLASS="LLM", OPENAI_API_SERVER="server")
+    usage = types.ModuleType("vllm.usage.usage_lib")
+    usage.UsageContext = context  # type: ignore[attr-defined]
+    for name in ("vllm", "vllm.usage"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, usage.__name__, usage)
+    method = "EngineArgs.get_batch_defaults"
+    defaults = run_definitions(
+        package_file("vllm", "engine/arg_utils.py"),
+        method,
+        current_platform=platform,
+        GiB_bytes=1 << 30,
+        UsageContext=str,
+    )["get_batch_defaults"]
+    tokens, requests = defaults.__func__(None, 1)
+    half = pg.load_model("llama-3.1-8b", dtype="float16")
+    settings = find_engine("vllm").settings(half, pg.Cluster.uniform(gpu, pp_size=2), pg.Workload())
+    assert settings.max_num_batched_tokens == tokens["server"]
+    assert settings.max_num_seqs == requests["server"]
+    share = fields(package_file("vllm", "config/cache.py"))["gpu_memory_utilization"]
+    assert f"default={settings.memory_utilization}," in ast.unparse(share)
+
+
 def test_sglang_declares_every_flag_of_the_launch_line() -> None:
     folder = package_file("sglang", "srt/arg_groups/fields/parallel.py").parent
     declared: dict[str, Any] = {}
