@@ -100,8 +100,8 @@ class VLLM(Engine):
 
     def settings(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> EngineSettings:
         """Fill in the defaults of the API server, which depend on the device's memory."""
-        batched_tokens, sequences = _limits(cluster.gpus[0])
-        utilization = 0.92 if self.release >= (0, 33) else 0.9
+        batched_tokens, sequences = _limits(cluster.gpus[0], self.release)
+        utilization = 0.92 if self.release >= (0, 20) else 0.9
         max_model_len = context_limit(model, workload)
         element_bytes = workload.kv_element_bytes(model.dtype)
         return EngineSettings(
@@ -187,6 +187,11 @@ class VLLM(Engine):
     def export(self, plan: Plan) -> str:
         """Return the override variable and the launch line with every flag that the plan implies."""
         check_nodes(plan, self.nodes, title=self.title)
+        if self.nodes > 1 and not self.ray and self.release < (0, 11, 1):
+            raise EngineError(
+                f"vLLM starts over several machines without Ray from 0.11.1 on, but the version is "
+                f"{self.version}; leave Ray on"
+            )
         settings = self.settings_of(plan)
         limits = filling_limits(plan, settings)
         flags: dict[str, object] = {
@@ -207,11 +212,6 @@ class VLLM(Engine):
         if len(plan.split) > 1:
             # With one stage vLLM still parses the variable, and there is nothing to say.
             lines.append(f"export {self.override_variable}={format_split(plan.split)}")
-        if self.nodes > 1 and not self.ray and self.release < (0, 11, 1):
-            raise EngineError(
-                f"vLLM starts over several machines without Ray from 0.11.1 on, but the version is "
-                f"{self.version}; leave Ray on"
-            )
         return "\n".join([*lines, *self._commands(plan, flags)]) + "\n"
 
     def _commands(self, plan: Plan, flags: dict[str, object]) -> list[str]:
@@ -230,9 +230,9 @@ class VLLM(Engine):
         ]
 
 
-def _limits(gpu: GPU) -> tuple[int, int]:
-    """Return the default tokens per step and running requests of the API server."""
-    if gpu.memory_bytes >= 160 * GIB:
+def _limits(gpu: GPU, release: tuple[int, ...]) -> tuple[int, int]:
+    """Return the default tokens per step and running requests of the API server (``arg_utils.py``)."""
+    if gpu.memory_bytes >= 160 * GIB and release >= (0, 28):
         return 16384, 1024
     if gpu.memory_bytes >= 70 * GIB and "A100" not in gpu.name:
         return 8192, 1024
