@@ -33,6 +33,8 @@ class Workload:
         memory_utilization: The share of GPU memory that the engine may take (vLLM's
             ``gpu_memory_utilization``, SGLang's ``mem_fraction_static``); ``None``: its default.
         kv_dtype: Dtype of the KV cache; ``"auto"``: the model's.
+        draft_tokens: Tokens that the model's own draft layers (multi-token prediction) propose per step,
+            which loads them on the last stage; 0: they are left out.
 
     >>> Workload(prompt_tokens=2048, output_tokens=256).tokens_per_request
     2304
@@ -46,6 +48,7 @@ class Workload:
     max_num_seqs: int | None = None
     memory_utilization: float | None = None
     kv_dtype: str = "auto"
+    draft_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "output_tokens", "concurrency"):
@@ -53,6 +56,8 @@ class Workload:
         for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
+        if self.draft_tokens != 0:
+            _check_count("draft_tokens", self.draft_tokens)
         share = self.memory_utilization
         if share is not None and not (_is_number(share) and 0 < share <= 1):
             raise WorkloadError(f"memory_utilization must lie above 0 and at most 1, got {share!r}; e.g. 0.9")

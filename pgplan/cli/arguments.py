@@ -179,6 +179,7 @@ def _add_plan(commands: Any) -> None:
         ("--max-model-len", "the longest context that the engine admits"),
         ("--max-num-batched-tokens", "the engine's limit of tokens per step"),
         ("--max-num-seqs", "the engine's limit of running requests"),
+        ("--draft-tokens", "tokens that the model's own draft layers propose in a step"),
     ):
         load.add_argument(name, type=_whole, metavar="N", help=meaning)
     load.add_argument("--memory-utilization", type=_number, metavar="X", help="share of memory, e.g. 0.9")

@@ -34,6 +34,7 @@ class EngineSettings:
         max_num_seqs: Running requests.
         block_size: Tokens per KV-cache block (SGLang: per page).
         kv_element_bytes: Bytes per element of the KV cache.
+        draft_tokens: Tokens that the model's own draft layers propose per step; 0: they are not loaded.
     """
 
     memory_utilization: float
@@ -42,6 +43,7 @@ class EngineSettings:
     max_num_seqs: int
     block_size: int
     kv_element_bytes: int
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ class StageMemory:
         transient_bytes: The peak of activations, logits included.
         process_bytes: CUDA context and NCCL.
         cublas_bytes: What the first cuBLAS call adds.
+        fixed_bytes: What the KV cache takes however much it holds (``KVRule.fixed_bytes``).
     """
 
     memory_bytes: int
@@ -86,6 +89,7 @@ class StageMemory:
     transient_bytes: int
     process_bytes: int
     cublas_bytes: int
+    fixed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +145,11 @@ class KVRule(ABC):
     @abstractmethod
     def admits(self, start: int, stop: int, budget_bytes: int) -> bool:
         """Tell whether the layers can hold one request of the longest context, by the engine's own test."""
+
+    def fixed_bytes(self, start: int, stop: int) -> int:
+        """Return the bytes of the layers ``[start, stop)`` that are set aside before any token is counted."""
+        del start, stop
+        return 0
 
     def sequence_bytes(self, start: int, stop: int) -> int:
         """Return the bytes that a request takes in the layers ``[start, stop)``, however long it grows."""

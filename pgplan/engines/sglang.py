@@ -13,6 +13,7 @@ from pgplan.engines.base import (
     chunked_microbatches,
     context_limit,
 )
+from pgplan.engines.cache_formats import check_cache_dtype, is_compressed
 from pgplan.engines.launching import (
     check_nodes,
     command,
@@ -21,11 +22,12 @@ from pgplan.engines.launching import (
     flag_words,
     kv_dtype_word,
 )
+from pgplan.engines.sglang_cells import cell_bytes, ring_bytes
 from pgplan.engines.sglang_kv import SGLangKVRule
 from pgplan.engines.sglang_log import SGLANG_LOG
 from pgplan.errors import EngineError
 from pgplan.hardware import Cluster
-from pgplan.model.spec import ModelSpec
+from pgplan.model.spec import AttentionSpec, ModelSpec
 from pgplan.split import extras_last_stages, format_split, remainder_on_last
 from pgplan.workload import Workload
 
@@ -60,15 +62,6 @@ _NO_PIPELINE = frozenset(
     Starcoder2ForCausalLM InternS2MobiusForConditionalGeneration
     """.split()
 )
-# Sliding-window layers get a smaller pool of their own; elsewhere windows save nothing
-# (``configs/model_config.py::is_hybrid_swa_model``).
-_WINDOW_POOL = frozenset(
-    """
-    Llama4ForConditionalGeneration GptOssForCausalLM MiMoV2FlashForCausalLM Step3p5ForCausalLM
-    Gemma4ForCausalLM Gemma4ForConditionalGeneration
-    """.split()
-)
-_WINDOW_POOL_RATIO = 0.8
 
 
 class SGLang(Engine):
@@ -114,10 +107,16 @@ class SGLang(Engine):
     def check(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> None:
         """Refuse models that SGLang does not run over a pipeline, and dtypes that its KV cache lacks."""
         kv_dtype_word(model, workload, known=_KV_DTYPES, title=self.title)
+        check_cache_dtype(model, workload)
         if cluster.pp_size > 1 and model.architecture in _NO_PIPELINE:
             raise EngineError(
                 f"SGLang does not run {model.architecture} over a pipeline, but pp_size is "
                 f"{cluster.pp_size}; use pp_size 1"
+            )
+        if cluster.pp_size > 1 and workload.draft_tokens:
+            raise EngineError(
+                f"SGLang does not draft tokens over a pipeline that decodes, but pp_size is "
+                f"{cluster.pp_size} and draft_tokens {workload.draft_tokens}; give draft_tokens 0"
             )
 
     def settings(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> EngineSettings:
@@ -133,19 +132,27 @@ class SGLang(Engine):
             memory_utilization=workload.memory_utilization or fraction,
             max_model_len=context_limit(model, workload),
             max_num_batched_tokens=chunk,
-            max_num_seqs=workload.max_num_seqs or 2048,
-            block_size=1,
-            kv_element_bytes=workload.kv_element_bytes(model.dtype),
+            max_num_seqs=workload.max_num_seqs or (256 if is_compressed(model) else 2048),
+            block_size=256 if is_compressed(model) else 64 if _is_sparse_latent(model) else 1,
+            kv_element_bytes=1 if is_compressed(model) else workload.kv_element_bytes(model.dtype),
+            draft_tokens=workload.draft_tokens,
         )
 
     def kv_rule(self, model: ModelSpec, settings: EngineSettings, cluster: Cluster) -> KVRule:
         """Count what a token takes in the pool of each layer, and a request in that for recurrent state."""
-        cells, slots = [], []
+
+        def cell(attention: AttentionSpec | None) -> float:
+            return cell_bytes(
+                attention,
+                architecture=model.architecture,
+                tp_size=cluster.tp_size,
+                element_bytes=settings.kv_element_bytes,
+            )
+
+        cells, slots, fixed = [], [], []
         for kind in model.kinds:
-            elements = kind.attention.kv_elements_per_token(tp_size=cluster.tp_size) if kind.attention else 0
-            windowed = kind.attention is not None and kind.attention.kind in ("sliding", "chunked")
-            ratio = _WINDOW_POOL_RATIO if windowed and model.architecture in _WINDOW_POOL else 1.0
-            cells.append(elements * settings.kv_element_bytes * ratio)
+            cells.append(cell(kind.attention))
+            fixed.append(ring_bytes(kind.attention, requests=settings.max_num_seqs))
             state = kind.state
             # Recurrent matrices are kept in fp32 unless the model asks for something else.
             slots.append(
@@ -153,8 +160,12 @@ class SGLang(Engine):
                 if state
                 else 0
             )
+        each = [cells[index] for index in model.pattern]
+        # Draft layers are on the last stage.
+        each[-1] += sum(cell(layer.attention) for layer in model.drafts if settings.draft_tokens)
         return SGLangKVRule(
-            [cells[index] for index in model.pattern],
+            each,
+            fixed=[fixed[index] for index in model.pattern],
             slots=[slots[index] for index in model.pattern],
             smallest_memory_bytes=min(gpu.memory_bytes for gpu in cluster.gpus),
             memory_fraction=settings.memory_utilization,
@@ -203,6 +214,11 @@ class SGLang(Engine):
             flags |= {"nnodes": self.nodes, "node-rank": "$NODE_RANK", "dist-init-addr": "$HEAD:5000"}
         serve = f"python -m sglang.launch_server --model-path {shlex.quote(plan.model.source)}"
         return "\n".join([*lines, command([serve, *flag_words(flags)])]) + "\n"
+
+
+def _is_sparse_latent(model: ModelSpec) -> bool:
+    attentions = [kind.attention for kind in model.kinds if kind.attention]
+    return any(attention.kind == "mla" and attention.topk for attention in attentions)
 
 
 def _limits(memory_mib: float, tp_size: int) -> tuple[int, int]:

@@ -33,6 +33,7 @@ class SGLangKVRule(KVRule):
     Args:
         cells: Bytes per token of each layer.
         slots: Bytes of recurrent state per request of each layer; ``None``: no layer has any.
+        fixed: Bytes of each layer that are set aside whatever the pool holds; ``None``: none.
         smallest_memory_bytes: What the smallest device has.
         memory_fraction: The static share of it.
         page_size: Tokens per page.
@@ -46,6 +47,7 @@ class SGLangKVRule(KVRule):
         cells: Sequence[float],
         *,
         slots: Sequence[int] | None = None,
+        fixed: Sequence[int] | None = None,
         smallest_memory_bytes: int,
         memory_fraction: float,
         page_size: int,
@@ -53,6 +55,7 @@ class SGLangKVRule(KVRule):
     ) -> None:
         self._sums = list(accumulate(cells, initial=0.0))
         self._slot_sums = list(accumulate(slots or [0] * len(cells), initial=0))
+        self._fixed_sums = list(accumulate(fixed or [0] * len(cells), initial=0))
         self._smallest_memory_bytes = smallest_memory_bytes
         self._memory_fraction = memory_fraction
         self._page_size = page_size
@@ -66,6 +69,10 @@ class SGLangKVRule(KVRule):
         """
         cell = self._sums[stop] - self._sums[start]
         return cell * (1 + STATE_TO_KV) if self.sequence_bytes(start, stop) else cell
+
+    def fixed_bytes(self, start: int, stop: int) -> int:
+        """Return the bytes of rings that compressors keep for every request that may run."""
+        return self._fixed_sums[stop] - self._fixed_sums[start]
 
     def sequence_bytes(self, start: int, stop: int) -> int:
         """Return the bytes of one slot of recurrent state."""
@@ -89,7 +96,7 @@ class SGLangKVRule(KVRule):
         """
         before = self._smallest_memory_bytes - memory.process_bytes
         free = memory.memory_bytes - memory.process_bytes - memory.weight_bytes - memory.cublas_bytes
-        return math.floor(free - before * (1.0 - self._memory_fraction))
+        return math.floor(free - memory.fixed_bytes - before * (1.0 - self._memory_fraction))
 
     def units(self, start: int, stop: int, budget_bytes: int) -> int:
         """Return the tokens that fit, in whole pages."""
@@ -137,6 +144,7 @@ class SGLangKVRule(KVRule):
             budget_bytes=tuple(alone),
             used_bytes=tuple(
                 int(fewest * (self._sums[stop] - self._sums[start]))
+                + self.fixed_bytes(start, stop)
                 + self.state_bytes(start, stop, pool, requests=0)
                 for start, stop in ranges
             ),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING
 
-from pgplan.cost.sharding import rank_shape
+from pgplan.cost.sharding import rank_bytes, rank_shape
 from pgplan.engines.base import (
     Engine,
     EngineSettings,
@@ -14,6 +15,7 @@ from pgplan.engines.base import (
     chunked_microbatches,
     context_limit,
 )
+from pgplan.engines.cache_formats import check_cache_dtype, is_compressed
 from pgplan.engines.launching import (
     check_nodes,
     command,
@@ -87,6 +89,7 @@ class VLLM(Engine):
     def check(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> None:
         """Refuse models without a pipeline, and dtypes that the devices or the KV cache lack."""
         kv_dtype_word(model, workload, known=_KV_DTYPES, title=self.title)
+        check_cache_dtype(model, workload)
         if cluster.pp_size > 1 and model.architecture in NO_PIPELINE:
             raise EngineError(
                 f"vLLM does not run {model.architecture} over a pipeline, but pp_size is {cluster.pp_size}; "
@@ -115,7 +118,8 @@ class VLLM(Engine):
                 tp_size=cluster.tp_size,
                 element_bytes=element_bytes,
             ),
-            kv_element_bytes=element_bytes,
+            kv_element_bytes=1 if is_compressed(model) else element_bytes,
+            draft_tokens=workload.draft_tokens,
         )
 
     def kv_rule(self, model: ModelSpec, settings: EngineSettings, cluster: Cluster) -> KVRule:
@@ -149,7 +153,18 @@ class VLLM(Engine):
             # Asynchronous scheduling keeps one batch more than there are stages.
             in_flight_tokens=(cluster.pp_size + 1) * settings.max_num_batched_tokens,
             memory_utilization=settings.memory_utilization,
-            packed=any(kind.attention and kind.attention.kind == "compressed" for kind in model.kinds),
+            packed=is_compressed(model),
+            drafts=[
+                cache
+                for layer in model.drafts
+                if layer.attention and settings.draft_tokens
+                for cache in attention_caches(
+                    layer.attention,
+                    block_size=settings.block_size,
+                    tp_size=cluster.tp_size,
+                    element_bytes=settings.kv_element_bytes,
+                )
+            ],
         )
 
     def microbatches(self, workload: Workload, settings: EngineSettings, *, pp_size: int) -> tuple[int, int]:
@@ -157,16 +172,21 @@ class VLLM(Engine):
         return chunked_microbatches(workload, settings, pp_size=pp_size, limit=settings.max_num_seqs)
 
     def derived_bytes(self, layer: LayerSpec, *, tp_size: int, element_bytes: int) -> int:
-        """Return the 16-bit copy of a quantized MLA up-projection that decode multiplies with.
+        """Return what vLLM keeps beside the weights of a layer.
 
-        An unquantized one is only viewed (``MLACommonImpl.process_weights_after_loading``).
+        Decode multiplies with a 16-bit copy of a quantized MLA up-projection; an unquantized one is only
+        viewed (``MLACommonImpl.process_weights_after_loading``). An indexer's key projection is widened to
+        16 bits. Fused projections have room for keys and values also where these are made from keys, or
+        taken from another layer (``gemma4.py``).
         """
         total = 0
         for weight in layer.weights:
+            rows, cols = rank_shape(weight, tp_size=tp_size)
             if weight.name.endswith("kv_b_proj") and weight.storage.bits < 16:
-                rows, cols = rank_shape(weight, tp_size=tp_size)
                 total += rows * cols * element_bytes
-        return total
+            elif weight.name.endswith("indexer.wk") and weight.storage.bits < 16:
+                total += rows * cols * element_bytes - rank_bytes(weight, tp_size=tp_size)
+        return total + _unmade_bytes(layer, tp_size=tp_size, element_bytes=element_bytes)
 
     def notes(self, model: ModelSpec, *, pp_size: int) -> tuple[str, ...]:
         """Say so where this architecture departs from the textbook placement, and what its state takes."""
@@ -206,6 +226,11 @@ class VLLM(Engine):
         kv_dtype = kv_dtype_word(plan.model, plan.workload, known=_KV_DTYPES, title=self.title)
         if kv_dtype:
             flags["kv-cache-dtype"] = kv_dtype
+        if is_compressed(plan.model):
+            flags["kv-cache-dtype"] = "fp8"
+        if settings.draft_tokens:
+            speculation = {"method": "mtp", "num_speculative_tokens": settings.draft_tokens}
+            flags["speculative-config"] = shlex.quote(json.dumps(speculation))
         lines = [self.header(plan), *device_remarks(plan), *filter(None, [limits.remark])]
         if self.nodes > 1:
             lines.append(_ON_RAY if self.ray else _ON_EVERY_NODE)
@@ -228,6 +253,16 @@ class VLLM(Engine):
             "# Each other node, with its number from 1 as NODE_RANK:",
             command([serve, *flag_words(flags | {"node-rank": "$NODE_RANK", "headless": True})]),
         ]
+
+
+def _unmade_bytes(layer: LayerSpec, *, tp_size: int, element_bytes: int) -> int:
+    """Return the bytes of fused projections for keys and values that the layer does not make itself."""
+    attention = layer.attention
+    if attention is None or attention.kind == "compressed" or not (attention.shares_kv or attention.v_is_k):
+        return 0
+    made = next(weight for weight in layer.weights if weight.name.endswith("q_proj"))
+    heads = max(1, attention.kv_heads // tp_size)
+    return (2 if attention.shares_kv else 1) * heads * attention.head_dim * made.cols * element_bytes
 
 
 def _limits(gpu: GPU, release: tuple[int, ...]) -> tuple[int, int]:

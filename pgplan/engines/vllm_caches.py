@@ -7,15 +7,12 @@ last two again for the indexer.
 
 from __future__ import annotations
 
+from pgplan.engines.cache_formats import entry_bytes, index_bytes, is_compressed, latent_bytes, partial_bytes
 from pgplan.engines.vllm_groups import KVLayer
 from pgplan.model.spec import AttentionSpec, ModelSpec
 
-# fp8 latent keys of sparse attention carry an fp32 scale per 128 elements, and the rotary part in 16 bits:
-# 512 + 16 + 128 = 656 bytes (``backends/mla/flashmla_sparse.py``).
-_SCALED_BY = 128
-_FP32 = 4
-# DeepSeek-V4 (``models/deepseek_v4``): 1-byte scales per 64 elements, pages in multiples of 576 bytes.
-_V4_SCALED_BY, _V4_ALIGNMENT = 64, 576
+# DeepSeek-V4 (``models/deepseek_v4``): pages in multiples of 576 bytes.
+_V4_ALIGNMENT = 576
 _V4_WINDOW_BLOCK = 64
 _V4_PARTIAL_BLOCK = {4: 4, 128: 8}
 
@@ -23,7 +20,7 @@ _V4_PARTIAL_BLOCK = {4: 4, 128: 8}
 def block_size_for(model: ModelSpec) -> int:
     """Return vLLM's block size in tokens, which the attention kernels step by."""
     kinds = [kind.attention for kind in model.kinds if kind.attention]
-    if any(attention.kind == "compressed" for attention in kinds):
+    if is_compressed(model):
         return 256
     if any(attention.kind == "mla" for attention in kinds):
         return 64
@@ -45,27 +42,14 @@ def attention_caches(
         return ()
     if attention.kind == "compressed":
         return _compressed_caches(attention, block_size)
-    per_token = attention.kv_elements_per_token(tp_size=tp_size) * element_bytes
-    if attention.kind == "mla" and attention.topk and element_bytes == 1:
-        latent = attention.kv_lora_rank
-        per_token = latent + latent // _SCALED_BY * _FP32 + 2 * attention.rope_dim
+    if attention.kind == "mla":
+        per_token = latent_bytes(attention, element_bytes=element_bytes)
+    else:
+        per_token = attention.kv_elements_per_token(tp_size=tp_size) * element_bytes
     main = KVLayer(kind=attention.kind, page_bytes=block_size * per_token, window=attention.window)
     if not attention.index_heads:
         return (main,)
     return main, KVLayer(kind="mla", page_bytes=block_size * index_bytes(attention))
-
-
-def index_bytes(attention: AttentionSpec) -> int:
-    """Return the bytes of an indexer's key: fp8 with an fp32 scale, beside grouped-query attention 16 bit."""
-    if attention.kind in ("mla", "compressed"):
-        return attention.index_dim + attention.index_dim // _SCALED_BY * _FP32
-    return 2 * attention.index_dim
-
-
-def entry_bytes(attention: AttentionSpec) -> int:
-    """Return the bytes of one entry of DeepSeek-V4: fp8 with scales, the rotary part in 16 bits (584)."""
-    plain = attention.head_dim - attention.rope_dim
-    return plain + 2 * attention.rope_dim + plain // _V4_SCALED_BY + 1
 
 
 def _compressed_caches(attention: AttentionSpec, block_size: int) -> tuple[KVLayer, ...]:
@@ -79,24 +63,21 @@ def _compressed_caches(attention: AttentionSpec, block_size: int) -> tuple[KVLay
     if not ratio:
         return (window,)
     entries = KVLayer(kind="mla", page_bytes=_aligned(block_size // ratio * size))
-    caches = [window, entries, _partial(ratio, attention.head_dim)]
+    caches = [window, entries, _partial(attention, attention.head_dim)]
     if attention.index_heads:
         keys = _aligned(block_size // ratio * index_bytes(attention))
-        caches += [KVLayer(kind="mla", page_bytes=keys), _partial(ratio, attention.index_dim)]
+        caches += [KVLayer(kind="mla", page_bytes=keys), _partial(attention, attention.index_dim)]
     return tuple(caches)
 
 
-def _partial(ratio: int, dim: int) -> KVLayer:
-    """Return the cache of tokens that are not compressed yet: fp32 values and scores.
-
-    Entries of 4 tokens overlap: each sees 8, and keeps values and scores of twice the width.
-    """
-    overlap = 2 if ratio == 4 else 1
+def _partial(attention: AttentionSpec, dim: int) -> KVLayer:
+    """Return the cache of tokens that are not compressed yet; entries of 4 tokens overlap, and see 8."""
+    ratio = attention.compression
     block = _V4_PARTIAL_BLOCK[ratio]
     return KVLayer(
         kind="partial",
-        page_bytes=_aligned(block * 2 * overlap * dim * _FP32),
-        window=overlap * ratio,
+        page_bytes=_aligned(block * partial_bytes(attention, dim=dim)),
+        window=2 * ratio if ratio == 4 else ratio,
         block_size=block,
     )
 

@@ -16,7 +16,7 @@ from pgplan.planning.choosing import choose_split
 from pgplan.planning.costing import Costing
 from pgplan.planning.evaluating import evaluate
 from pgplan.planning.record import OBJECTIVES, Objective, Plan
-from pgplan.split import parse_split
+from pgplan.split import format_split, parse_split
 from pgplan.workload import Workload
 
 
@@ -86,13 +86,16 @@ def _given_split(costing: Costing, split: str | Sequence[int | None]) -> tuple[i
     if isinstance(split, str) and split.strip() == "auto":
         return None
     if isinstance(split, str) and split.strip() == "default":
-        return costing.engine.default_split(num_layers, pp_size)
+        default = costing.engine.default_split(num_layers, pp_size)
+        whose = f"{costing.engine.title}'s default split {format_split(default)} is not possible: "
+        _check_cuts(costing.model, default, whose=whose)
+        return default
     given = parse_split(split, num_layers=num_layers, pp_size=pp_size)
     _check_cuts(costing.model, given)
     return given
 
 
-def _check_cuts(model: ModelSpec, given: tuple[int | None, ...]) -> None:
+def _check_cuts(model: ModelSpec, given: tuple[int | None, ...], *, whose: str = "") -> None:
     """Refuse a cut that the architecture forbids, where the given counts fix its place."""
     forbidden = dict(model.forbidden_cuts)
     cut = 0
@@ -101,8 +104,12 @@ def _check_cuts(model: ModelSpec, given: tuple[int | None, ...]) -> None:
             break
         cut += count
         if cut in forbidden:
+            allowed = [layer for layer in range(1, model.num_layers) if layer not in forbidden]
+            nearest = sorted(sorted(allowed, key=lambda layer: abs(layer - cut))[:2])
+            where = f"cut before layer {' or '.join(map(str, nearest))}" if nearest else "use pp_size 1"
             raise PlanError(
-                f"{model.name} cannot be cut before layer {cut}: {forbidden[cut]}; move the cut by a layer"
+                f"{whose}{model.name} cannot be cut before layer {cut}: {forbidden[cut]}; {where}, or let "
+                f"split='auto' choose"
             )
 
 

@@ -16,8 +16,9 @@ from pgplan.cost.rates import Tier
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes
 from pgplan.cost.timing import Batch, Parts
 from pgplan.engines import Engine, StageMemory
+from pgplan.errors import PlanError
 from pgplan.hardware import Calibration, Cluster
-from pgplan.model.spec import ModelSpec
+from pgplan.model.spec import LayerSpec, ModelSpec
 from pgplan.planning.phases import PhaseTimes, make_phase, pricers_for, sums
 from pgplan.split import check_stage_count
 from pgplan.workload import Workload
@@ -44,6 +45,11 @@ class Costing:
     ) -> None:
         check_stage_count(model.num_layers, cluster.pp_size)
         check_tp_size(model, tp_size=cluster.tp_size)
+        if workload.draft_tokens and not model.drafts:
+            raise PlanError(
+                f"{model.name} has no layers that draft tokens, or none of known size, but draft_tokens is "
+                f"{workload.draft_tokens}; give draft_tokens 0"
+            )
         engine.check(model, cluster, workload)
         self.model, self.cluster, self.workload, self.engine = model, cluster, workload, engine
         self.settings = engine.settings(model, cluster, workload)
@@ -59,12 +65,7 @@ class Costing:
 
     def _prepare_memory(self) -> None:
         model, tp_size = self.model, self.cluster.tp_size
-        kind_bytes = [
-            layer_bytes(kind, tp_size=tp_size)
-            + self.engine.derived_bytes(kind, tp_size=tp_size, element_bytes=self.element_bytes)
-            for kind in model.kinds
-        ]
-        self._layer_sums = sums(kind_bytes, model.pattern)
+        self._layer_sums = sums([self._kind_bytes(kind) for kind in model.kinds], model.pattern)
         self._parameter_sums = sums([kind.parameters for kind in model.kinds], model.pattern)
         self._kind_counts = [
             list(accumulate((index == kind for index in model.pattern), initial=0))
@@ -83,7 +84,11 @@ class Costing:
         ]
         self._all_kinds = frozenset(range(len(model.kinds)))
         self._rotary: dict[frozenset[int], int] = {}
-        self.embedding_bytes = rank_bytes(model.embedding, tp_size=tp_size)
+        beside = sum(rank_bytes(weight, tp_size=tp_size) for weight in model.beside_embedding)
+        self.embedding_bytes = rank_bytes(model.embedding, tp_size=tp_size) + beside
+        drafts = model.drafts if self.workload.draft_tokens else ()
+        self.draft_bytes = sum(self._kind_bytes(layer) for layer in drafts)
+        self.draft_parameters = sum(layer.parameters for layer in drafts)
         self.head_bytes = rank_bytes(model.head, tp_size=tp_size)
         self.norm_bytes = sum(rank_bytes(norm, tp_size=tp_size) for norm in model.final_norm)
         self.tower_bytes = sum(rank_bytes(weight, tp_size=tp_size) for weight in model.towers)
@@ -92,6 +97,12 @@ class Costing:
         self._outside = [self._outside_bytes(stage) for stage in range(self.cluster.pp_size)]
         ranks = self.cluster.pp_size * tp_size
         self._process_bytes = [sizes.process_bytes(gpu, ranks=ranks) for gpu in self.cluster.gpus]
+
+    def _kind_bytes(self, layer: LayerSpec) -> int:
+        """Return the bytes of a layer on one rank, with what the engine derives from its weights."""
+        tp_size = self.cluster.tp_size
+        derived = self.engine.derived_bytes(layer, tp_size=tp_size, element_bytes=self.element_bytes)
+        return layer_bytes(layer, tp_size=tp_size) + derived
 
     def range_layer_bytes(self, start: int, stop: int) -> int:
         """Return the bytes of the weights of layers ``[start, stop)`` on one rank."""
@@ -110,14 +121,20 @@ class Costing:
         )
 
     def outside_bytes(self, stage: int) -> tuple[int, int, int]:
-        """Return the bytes of embedding, head (with final norm) and towers on a stage."""
+        """Return the bytes of embedding, head (with final norm and draft layers) and towers on a stage."""
         return self._outside[stage]
 
     def _outside_bytes(self, stage: int) -> tuple[int, int, int]:
         last, pp_size = self.cluster.pp_size - 1, self.cluster.pp_size
-        embedding = self.embedding_bytes if self.placement.has_embedding(stage, pp_size) else 0
+        embedding = self.embedding_bytes if self.has_embedding(stage) else 0
         head = self.head_bytes if self.placement.has_head(stage, pp_size) else 0
-        return embedding, head + (self.norm_bytes if stage == last else 0), self.tower_bytes * (stage == 0)
+        beside = self.norm_bytes + self.draft_bytes if stage == last else 0
+        return embedding, head + beside, self.tower_bytes * (stage == 0)
+
+    def has_embedding(self, stage: int) -> bool:
+        """Tell whether a stage holds the embedding: the engine's placement, and draft layers need it too."""
+        drafting = self.draft_bytes > 0 and stage == self.cluster.pp_size - 1
+        return drafting or self.placement.has_embedding(stage, self.cluster.pp_size)
 
     def rotary_bytes(self, kinds: frozenset[int]) -> int:
         """Return the bytes of the rotary tables that layers of these kinds need."""
@@ -143,6 +160,7 @@ class Costing:
             transient_bytes=sum(self.peaks(stage, kinds)),
             process_bytes=self._process_bytes[stage],
             cublas_bytes=sizes.CUBLAS_BYTES,
+            fixed_bytes=self.kv_rule.fixed_bytes(start, stop),
         )
 
     def kv_budget_bytes(self, stage: int, start: int, stop: int) -> int:

@@ -85,6 +85,7 @@ def evaluate(
             *_calibration_notes(costing, stages),
             *_accuracy_notes(costing, decode_flow),
             *costing.engine.notes(costing.model, pp_size=costing.cluster.pp_size),
+            *_draft_notes(costing),
             *costing.model.notes,
             *notes,
         ),
@@ -115,13 +116,13 @@ def _stage(
     kinds = costing.range_kinds(*span)
     embedding, head, tower = costing.outside_bytes(stage)
     activation, logits = costing.peaks(stage, kinds)
-    outside = (embedding > 0) * model.embedding.parameters + (stage == 0) * sum(
-        weight.parameters for weight in model.towers
-    )
+    outside = (stage == 0) * sum(weight.parameters for weight in model.towers)
+    if embedding:
+        outside += sum(weight.parameters for weight in (model.embedding, *model.beside_embedding))
     if costing.placement.has_head(stage, costing.cluster.pp_size):
         outside += model.head.parameters
     if stage == costing.cluster.pp_size - 1:
-        outside += sum(norm.parameters for norm in model.final_norm)
+        outside += sum(norm.parameters for norm in model.final_norm) + costing.draft_parameters
     tier, time_error = costing.stage_trust((prefill, decode), stage, *span)
     return StagePlan(
         stage=stage,
@@ -268,6 +269,22 @@ def _calibration_notes(costing: Costing, stages: tuple[StagePlan, ...]) -> tuple
     notes = [f"times rest on {costing.calibration.source}: {tiers}"]
     weaker = dict.fromkeys(note for pricer in costing.pricers.values() for note in pricer.notes)
     return (*notes, *(f"not measured, so estimated: {note}" for note in weaker))
+
+
+def _draft_notes(costing: Costing) -> tuple[str, ...]:
+    """Say where the layers that draft tokens are, or that they are left out."""
+    count, last = len(costing.model.drafts), costing.cluster.pp_size - 1
+    if not count:
+        return ()
+    layers = f"{count} layer{'s' if count > 1 else ''} of the checkpoint"
+    if not costing.draft_bytes:
+        return (
+            f"{layers} that draft tokens (multi-token prediction) are counted once draft_tokens is given",
+        )
+    return (
+        f"{layers} that draft tokens take {costing.draft_bytes / GIB:.2f} GiB of stage {last}, counted with "
+        f"the head; times are those of steps without drafts",
+    )
 
 
 def _accuracy_notes(costing: Costing, decode: Flow) -> tuple[str, ...]:

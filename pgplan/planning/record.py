@@ -38,7 +38,7 @@ class StagePlan:
         parameters: Parameters of the stage over all its ranks, copies of embedding and head included.
         layer_bytes: Weights of its layers.
         embedding_bytes: The token embedding, where the engine puts one here.
-        head_bytes: Final norm and output head, where the engine puts them here.
+        head_bytes: Final norm, output head and draft layers, where the engine puts them here.
         tower_bytes: Vision and audio towers (first stage).
         buffer_bytes: Tables that are computed when the model is built (rotary positions).
         activation_bytes: The peak of a forward pass of one full chunk.

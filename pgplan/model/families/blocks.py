@@ -197,7 +197,7 @@ def decoder(
     """
     kinds = tuple(dict.fromkeys(pattern))
     drafts = config.count("num_nextn_predict_layers")
-    if drafts:
+    if drafts and draft is None:
         notes = (*notes, f"{drafts} multi-token-prediction layer(s) of the checkpoint are not counted")
     hidden, vocab = config.size("hidden_size"), config.size("vocab_size")
     return ModelSpec(
