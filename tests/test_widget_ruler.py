@@ -200,6 +200,18 @@ def test_showing_the_same_state_again_takes_back_refused_cuts():
     shown.close()
 
 
+def test_its_frame_is_hidden_until_a_front_end_runs_it():
+    pytest.importorskip("anywidget")
+    shown = make_ruler()
+    frame = shown.framed()
+    assert (frame.children, frame.layout.display) == ((shown,), "none")
+    # As the front end does.
+    shown.set_state({"is_loaded": True})
+    assert frame.layout.display == ""
+    frame.close()
+    shown.close()
+
+
 def test_the_front_end_is_plain_and_asks_for_nothing():
     pytest.importorskip("anywidget")
     shown = make_ruler()

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("playwright", reason="the browser tests need the test extra")
 pytest.importorskip("anywidget", reason="the ruler needs the lab extra")
 
-from browser import chromium, find_chromium, visit
+from browser import Visit, chromium, find_chromium, visit
 from plan_samples import sample
 from playwright.sync_api import Browser, Locator, Page
 
@@ -72,7 +72,7 @@ class Shown:
 
     @property
     def root(self) -> Locator:
-        return self.page.locator(".pgplan-ruler").nth(self.index)
+        return self.page.locator(".pgplan-ruler-root").nth(self.index)
 
     @property
     def cuts(self) -> list[int]:
@@ -126,10 +126,19 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def visited(browser) -> Iterator[Visit]:
+    with visit(browser) as opened:
+        yield opened
+
+
 @pytest.fixture
-def page(browser) -> Iterator[Page]:
-    with visit(browser, viewport={"width": 900, "height": 400}) as visited:
-        yield visited.page
+def page(visited) -> Iterator[Page]:
+    """Return an empty page, and see that nothing went wrong on it."""
+    visited.page.goto("about:blank")
+    visited.page.set_viewport_size({"width": 900, "height": 400})
+    visited.page.mouse.move(0, 0)
+    yield visited.page
     assert visited.complaints == []
 
 
@@ -537,7 +546,7 @@ def test_nothing_accumulates_over_a_thousand_changes(page):
     assert page.evaluate("rulers[0].model.listening()") == handlers
     page.evaluate("rulers[0].close()")
     assert page.evaluate("rulers[0].model.listening()") == 0
-    assert page.locator(".pgplan-ruler").count() == 0
+    assert page.locator(".pgplan-ruler-root").count() == 0
 
 
 def test_two_rulers_do_not_disturb_each_other(page):

@@ -12,7 +12,7 @@ class Ruler {
     this.cuts = [];
     this.frame = 0;
     this.isDirty = false;
-    // What is dragged: its handle, the pointer, and where on the handle it was taken.
+    // What is dragged: its handle, the pointer, where on the handle it was taken, and what ends listening.
     this.drag = null;
     // Where Escape takes the focused handle back to.
     this.origin = 0;
@@ -35,25 +35,29 @@ class Ruler {
     element.addEventListener("focus", () => (this.origin = this.cuts[handle]));
     element.addEventListener("keydown", (event) => this.press(event, handle));
     element.addEventListener("pointerdown", (event) => this.grab(event, handle, element));
-    element.addEventListener("pointermove", (event) => this.pull(event));
-    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      element.addEventListener(end, () => this.release());
-    }
   }
 
   grab(event, handle, element) {
     if (event.button !== 0 || this.drag) return;
     event.preventDefault();
     element.focus({ preventScroll: true });
+    // Keeps the pointer beyond the window's edge; not every browser grants it every time, so what follows
+    // is listened for at the window.
     element.setPointerCapture(event.pointerId);
     this.origin = this.cuts[handle];
     const offset = this.drawing.xOf(event) - this.drawing.placed.gaps[handle];
-    this.drag = { handle, pointer: event.pointerId, offset };
+    const listening = new AbortController();
+    this.drag = { handle, pointer: event.pointerId, offset, listening };
+    const { signal } = listening;
+    window.addEventListener("pointermove", (moved) => this.pull(moved), { signal });
+    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+      window.addEventListener(end, (ended) => this.release(ended), { signal });
+    }
     this.schedule();
   }
 
   pull(event) {
-    if (event.pointerId !== this.drag?.pointer) return;
+    if (event.pointerId !== this.drag.pointer) return;
     const { handle, offset } = this.drag;
     const x = this.drawing.xOf(event) - offset;
     const distance = (cut) => Math.abs(this.drawing.placed.gapOf(handle, cut) - x);
@@ -64,13 +68,18 @@ class Ruler {
     this.move(handle, target, distance);
   }
 
-  release() {
-    if (!this.drag) return;
-    this.drag = null;
+  release(event) {
+    if (event.pointerId !== this.drag.pointer) return;
+    this.drop();
     this.refused = -1;
     this.flush();
     this.adopt();
     this.schedule();
+  }
+
+  drop() {
+    this.drag?.listening.abort();
+    this.drag = null;
   }
 
   press(event, handle) {
@@ -93,7 +102,7 @@ class Ruler {
     else if (event.key.toLowerCase() === "p") this.pin(handle + (event.shiftKey ? 1 : 0));
     else if (target === undefined) return;
     else this.step(handle, target, { inward: event.key === "Home" || event.key === "End" });
-    if (event.key === "Escape") this.drag = null;
+    if (event.key === "Escape") this.drop();
     event.preventDefault();
     event.stopPropagation();
   }
@@ -152,7 +161,10 @@ class Ruler {
     const cuts = this.model.get("cuts");
     const next = isCuts(cuts, state) ? cuts : state.cuts;
     // With other stages there is nothing left to drag, or to send.
-    if (next.length !== this.cuts.length) [this.drag, this.isDirty] = [null, false];
+    if (next.length !== this.cuts.length) {
+      this.drop();
+      this.isDirty = false;
+    }
     this.cuts = [...next];
   }
 
@@ -184,6 +196,7 @@ class Ruler {
   }
 
   close() {
+    this.drop();
     cancelAnimationFrame(this.frame);
     this.resized.disconnect();
     this.events.forEach((event) => this.model.off(event, this.changed));

@@ -115,7 +115,7 @@ def make_ruler() -> Ruler | None:
         from pgplan.widgets.ruler_widget import Ruler
     except ImportError:
         return None
-    return Ruler()
+    return Ruler(layout={"width": "100%"})
 
 
 @lru_cache(maxsize=8)

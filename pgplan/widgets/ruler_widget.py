@@ -42,7 +42,7 @@ class Ruler(anywidget.AnyWidget):
 
         One that lacks anywidget would show an error in its place.
         """
-        frame = W.Box([self], layout=W.Layout(display="none", width="100%"))
+        frame = W.VBox([self], layout=W.Layout(display="none"))
         self.observe(lambda change: setattr(frame.layout, "display", ""), names="is_loaded")
         return frame
 
