@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pgplan.errors import CalibrationError
 from pgplan.hardware import Calibration, find_calibration
+from pgplan.hardware import calibration as calibration_module
 from pgplan.hardware.calibration import AllReduceTimes, EndTimes, LayerTimes, LinkTimes
 from pgplan.hardware.interpolation import Curve, Grid
 
@@ -148,3 +149,18 @@ def test_calibrations_of_two_devices_do_not_mix() -> None:
 def test_a_name_that_nothing_ships_for_says_how_to_make_one() -> None:
     with pytest.raises(CalibrationError, match="pgplan calibrate MODEL -o"):
         find_calibration("T4")
+
+
+def test_what_ships_is_found_by_the_name_of_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "calibrations").mkdir()
+    some().save(tmp_path / "calibrations" / "any.json")
+    monkeypatch.setattr(calibration_module, "files", lambda package: tmp_path)
+    assert find_calibration("h200") == find_calibration("NVIDIA H200") == some()
+    with pytest.raises(CalibrationError, match="H200 SXM 141GB"):
+        find_calibration("L40S")
+
+
+def test_every_calibration_that_ships_can_be_read() -> None:
+    folder = Path(calibration_module.__file__).parent / "calibrations"
+    for path in folder.glob("*.json"):
+        assert Calibration.load(path).fit is not None

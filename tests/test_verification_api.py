@@ -98,6 +98,23 @@ def test_a_stage_without_room_is_named_and_all_ranks_end() -> None:
     assert found.problems[0].startswith("stage 1 does not fit: weights want ")
 
 
+@pytest.mark.slow
+def test_on_gpus_every_figure_of_a_stage_is_held_to_its_own_tier(record: Verification) -> None:
+    stages = tuple(replace(stage, time_error=0.03, tier="measured") for stage in record.plan.stages)
+    on_gpu = replace(record, backend="nccl", plan=replace(record.plan, stages=stages, time_error=0.03))
+    found = {(item.what, item.quantity): item for item in on_gpu.comparisons}
+    assert found["stage 1", "decode_s"].tolerance == 0.03
+    assert found["pipeline", "decode_period_s"].tolerance == 0.05
+    assert found["stage 0", "process_bytes"].tolerance == 0.01
+    # Two hops may be under way; 128 tokens are the most that any carries; 256 bytes are a hidden state.
+    hop = 2 * 128 * on_gpu.plan.model.hidden_size * 4
+    assert found["stage 0", "buffer_bytes"].predicted == 2 * hop
+    # The second stage computes from an input before the pipeline runs: on a CPU only that is counted.
+    prefill = on_gpu.plan.prefill_tokens
+    assert found["stage 1", "buffer_bytes"].predicted == 2 * hop + hop * prefill // 128
+    assert record.stages[1].buffer_bytes == hop * prefill // 128
+
+
 def pid_of_rank(rank: int) -> int:
     """Find the process of a rank among this one's children."""
     for task in Path("/proc/self/task").iterdir():

@@ -168,3 +168,20 @@ def test_experts_without_tokens_are_skipped() -> None:
     ends = torch.tensor([0, 3, 3, 5], dtype=torch.int32)
     expected = torch.cat((x[:3] @ weight[1].mT, x[3:] @ weight[3].mT))
     torch.testing.assert_close(grouped_product(x, weight, ends), expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "prompt", "expected"),
+    [
+        (4096, 2048, (2, 2048, 0)),
+        (1024, 2048, (1, 1024, 512)),
+        (4096, 1536, (3, 1365, 85)),
+        (100, 128, (1, 100, 14)),
+    ],
+)
+def test_a_chunk_attends_to_half_a_prompt_on_average(
+    tokens: int, prompt: int, expected: tuple[int, int, int]
+) -> None:
+    step = Step.of_chunk(tokens=tokens, prompt=prompt)
+    assert (step.sequences, step.length, step.start) == expected
+    assert step.start + step.length / 2 == pytest.approx(prompt / 2, abs=1)

@@ -198,6 +198,11 @@ def calibrate_rank(
         worker.progress(steps)
 
     with torch.inference_mode():
+        links = None
+        if worker.world_size > 1:
+            # First, while all ranks are at the same place: later they are done at different times.
+            worker.phase("links")
+            links = measure_links(worker, hidden_size=spec.hidden_size, dtype=getattr(torch, spec.dtype))
         bench = Bench(spec, device, from_data(Sizes, sizes, where="sizes"), told=told)
         # Layers take the longest: they come first, so that each rank has some.
         tasks = [(kind, tp_size) for kind in (*range(len(spec.kinds)), None) for tp_size in tp_sizes]
@@ -209,10 +214,6 @@ def calibrate_rank(
                 ends.append(bench.ends(tp_size=tp_size))
             else:
                 layers.append(bench.layer(kind, tp_size=tp_size))
-        links = None
-        if worker.world_size > 1:
-            worker.phase("links")
-            links = measure_links(worker, hidden_size=spec.hidden_size, dtype=getattr(torch, spec.dtype))
     found = _Found(
         device=name,
         total_bytes=total_bytes,

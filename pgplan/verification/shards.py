@@ -159,8 +159,14 @@ def check_supported(model: ModelSpec) -> None:
             kind = f"recurrent layers ({layer.state.kind})"
         elif attention is None:
             kind = "layers without attention"
-        elif attention.kind == "chunked":
-            kind = "chunked attention"
+        elif attention.kind not in ("full", "sliding", "mla"):
+            kind = f"{attention.kind} attention"
+        elif attention.topk:
+            kind = "sparse attention"
+        elif attention.shares_kv or attention.v_is_k:
+            kind = "attention that shares keys and values"
+        elif not attention.rotary:
+            kind = "attention without rotary positions"
         if kind is not None:
             raise ModelError(
                 f"verification computes full, sliding and latent attention, and {model.name} has {kind}; "
