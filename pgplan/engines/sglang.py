@@ -122,7 +122,7 @@ class SGLang(Engine):
     def settings(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> EngineSettings:
         """Fill in the defaults of ``server_args.py``, which depend on the device's memory."""
         memory_mib = min(gpu.memory_bytes for gpu in cluster.gpus) / MIB
-        chunk, graph_batch = _limits(memory_mib, cluster.tp_size)
+        chunk, graph_batch = _limits(memory_mib, cluster.tp_size, self.release)
         chunk = workload.max_num_batched_tokens or chunk
         reserved = 512 + max(chunk, 2048) * 1.5 + graph_batch * 2 + cluster.tp_size * cluster.pp_size * 128
         if memory_mib > 60 * 1024:
@@ -221,10 +221,12 @@ def _is_sparse_latent(model: ModelSpec) -> bool:
     return any(attention.kind == "mla" and attention.topk for attention in attentions)
 
 
-def _limits(memory_mib: float, tp_size: int) -> tuple[int, int]:
-    """Return the default prefill chunk and the largest captured batch (``server_args.py``, PR #10975)."""
+def _limits(memory_mib: float, tp_size: int, release: tuple[int, ...]) -> tuple[int, int]:
+    """Return the default prefill chunk and the largest captured batch (``arg_groups/memory_hook.py``)."""
     if memory_mib < 20 * 1024:
         return 2048, 8
+    if memory_mib < 35 * 1024 and release >= (0, 5, 20):
+        return 4096, 48 if tp_size < 4 else 160
     if memory_mib < 35 * 1024:
         return 2048, 24 if tp_size < 4 else 80
     if memory_mib < 60 * 1024:
