@@ -161,6 +161,16 @@ def test_the_hand_over_is_text_to_select_copy_and_download(planner: PlannerPage)
     planner.find("exporters").get_by_role("button", name="vllm", exact=True).click()
 
 
+def test_a_verification_begins_shows_its_ranks_and_can_be_cancelled(planner: PlannerPage) -> None:
+    planner.find("verify").click()
+    expect(planner.find("rank").first).to_be_visible()
+    expect(planner.find("verify")).to_be_disabled()
+    planner.find("cancel").click()
+    expect(planner.find("proof")).to_contain_text("cancelled; no process is left")
+    expect(planner.find("rank")).to_have_count(0)
+    expect(planner.find("verify")).to_be_enabled()
+
+
 def test_a_notebook_that_is_reopened_without_a_kernel_shows_the_last_picture(
     browser: Browser, lab: tuple[Server, Path]
 ) -> None:
