@@ -129,6 +129,8 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         for field, control in self.controls.items():
             control.observe(lambda change, field=field: self._edited(field, change["new"]), names="value")
         self.observe(lambda change: self._assigned(change["new"]), names="plan")
+        if not first.plan.fits:
+            self._work.run(lambda _: _Answer(scene=replace(first, plan=advised(first.plan))))
 
     # --- what users may call --------------------------------------------------------------------------
 
