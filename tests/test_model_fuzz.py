@@ -29,6 +29,12 @@ NAMES = (
     "phi-3-mini",
     "olmo-3.1-32b",
     "minicpm3-4b",
+    "qwen3.6-27b",
+    "nemotron-3-super-120b-a12b",
+    "jamba-v0.1",
+    "granite-4.0-h-small",
+    "minimax-m1",
+    "kimi-k3",
 )
 METHODS: tuple[dict[str, Any], ...] = (
     {

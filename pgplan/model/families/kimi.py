@@ -103,14 +103,15 @@ def _types(config: Config) -> tuple[str, ...]:
     lists = {"full": section.items("full_attn_layers"), "linear": section.items("kda_layers")}
     if lists["full"] is None or lists["linear"] is None:
         return read_layer_types(config, names={"full_attention": "full", "linear_attention": "linear"})
-    named = {number: kind for kind, numbers in lists.items() for number in numbers or ()}
+    named = {str(number): kind for kind, numbers in lists.items() for number in numbers or ()}
     stated = sum(len(numbers or ()) for numbers in lists.values())
-    if stated != depth or set(named) != set(range(1, depth + 1)):
+    counted = [str(number) for number in range(1, depth + 1)]
+    if stated != depth or set(named) != set(counted):
         raise ModelError(
             f"full_attn_layers and kda_layers must name each of {depth} layers once, counted from 1, got "
             f"{stated} numbers in {section.where}; take it from the model's own config.json"
         )
-    return tuple(named[number] for number in range(1, depth + 1))
+    return tuple(named[number] for number in counted)
 
 
 def _residual(name: str, hidden: int) -> tuple[Weight, ...]:

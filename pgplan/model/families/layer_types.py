@@ -34,7 +34,7 @@ def read_layer_types(
             return ()
         return tuple(default(index) for index in range(config.num_layers))
     key, types = given[0], given[1] or ()
-    unknown = sorted({shown(kind) for kind in types if kind not in names})
+    unknown = sorted({shown(kind) for kind in types if str(kind) not in names})
     if unknown:
         raise ModelError(
             f"{key} may hold {', '.join(names)}, got {', '.join(unknown)} in {config.where}; "

@@ -8,6 +8,7 @@ where groups share keys (Mamba-2's B and C) it replicates the groups on more ran
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from reprlib import repr as shown
 from typing import Literal
 
 from pgplan.errors import ModelError
@@ -15,7 +16,7 @@ from pgplan.model.config import Config
 from pgplan.model.families.blocks import matrix, norm
 from pgplan.model.spec import StateSpec, Weight
 
-_DTYPES: dict[object, Literal["float32", "bfloat16", "float16"]] = {
+_DTYPES: dict[str, Literal["float32", "bfloat16", "float16"]] = {
     "float32": "float32",
     "bfloat16": "bfloat16",
     "float16": "float16",
@@ -46,9 +47,9 @@ def state_dtype(config: Config, *keys: str) -> Literal["float32", "bfloat16", "f
     value = config.get(*keys)
     if value is None:
         return None
-    if value not in _DTYPES:
+    if not isinstance(value, str) or value not in _DTYPES:
         raise ModelError(
-            f"{keys[0]} must be one of {', '.join(map(str, _DTYPES))}, got {value!r} in {config.where}; "
+            f"{keys[0]} must be one of {', '.join(_DTYPES)}, got {shown(value)} in {config.where}; "
             f"take it from the model's own config.json"
         )
     return _DTYPES[value]
