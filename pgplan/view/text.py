@@ -10,6 +10,7 @@ from pgplan.view.sentences import plan_basis, plan_sentence, plan_summary, plan_
 from pgplan.view.table import stage_table
 
 _TERMS = "Memory per GPU; weights include embedding and head; KV is what is left for the KV cache"
+_STATE = ", state what recurrent layers take of it for the requests that run"
 
 
 def plan_text(plan: Plan, *, width: int | None = None) -> str:
@@ -26,6 +27,7 @@ def plan_text(plan: Plan, *, width: int | None = None) -> str:
     """
     columns = width if width is not None else shutil.get_terminal_size(fallback=(80, 24)).columns
     split = ",".join(map(str, plan.split))
+    state = _STATE if any(stage.state_bytes for stage in plan.stages) else ""
     lines = [
         *_wrapped(f"{plan_title(plan)}, split {split}", columns),
         *_wrapped(plan_sentence(plan), columns),
@@ -33,7 +35,7 @@ def plan_text(plan: Plan, *, width: int | None = None) -> str:
         stage_table(plan).to_text(width=columns),
         "",
         *_wrapped(plan_summary(plan), columns),
-        *_wrapped(f"{_TERMS}; {plan_basis(plan)}.", columns),
+        *_wrapped(f"{_TERMS}{state}; {plan_basis(plan)}.", columns),
     ]
     for kind, remarks in (("problem", plan.problems), ("note", plan.notes)):
         for remark in remarks:
