@@ -16,6 +16,8 @@ from pgplan.model import load_model
 from pgplan.model.spec import AttentionKind
 from pgplan.model.state import StateKind
 from pgplan.planning import plan
+from pgplan.view.numbers import milliseconds
+from pgplan.view.picture import make_picture
 from pgplan.widgets.ruler import make_ruler, ruler_state
 from pgplan.workload import Workload
 
@@ -93,6 +95,14 @@ def test_times_are_those_of_the_phase_that_the_plan_was_chosen_for():
     assert state["phase"] == "prefill"
     assert "in prefill" in state["kinds"][0]["words"]
     assert ruler_state(plan("mixtral-8x7b", cluster, objective="kv"))["phase"] == "decode"
+
+
+@pytest.mark.parametrize("objective", ["prefill", "decode"])
+def test_the_figures_are_those_of_the_picture(objective):
+    made = plan("llama-3.1-70b", Cluster.uniform("H200", pp_size=4), objective=objective)
+    phase = next(phase for phase in make_picture(made).phases if phase.name == objective)
+    times = [f"{milliseconds(bar.total_s)} ms" for bar in phase.bars]
+    assert [stage["time"] for stage in ruler_state(made)["stages"]] == times
 
 
 def test_sliding_windows_and_embeddings_on_every_stage():

@@ -214,13 +214,14 @@ def _part_kind(key: str, size: int, seconds: float, *, role: str = "") -> dict[s
 
 
 def _stage(stage: StagePlan, *, phase: str, is_bottleneck: bool) -> dict[str, Any]:
-    seconds = stage.prefill_s if phase == "prefill" else stage.decode_s
+    prefill_s = stage.prefill_s + stage.prefill_handoff_s
+    decode_s = stage.decode_s + stage.decode_handoff_s
     return {
         "start": stage.start,
         "stop": stage.stop,
         "layers": stage.num_layers,
         "gpu": stage.gpu,
         "weights": f"{gib(stage.weight_bytes)} GiB",
-        "time": f"{milliseconds(seconds)} ms",
+        "time": f"{milliseconds(prefill_s if phase == 'prefill' else decode_s)} ms",
         "bottleneck": is_bottleneck,
     }

@@ -46,9 +46,14 @@ function plural(number, noun) {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
+/** Return how a cell of a kind looks; the textures themselves are in the style sheet. */
 function look({ colour, hatch, moe }) {
-  const fill = colour === "none" ? "transparent" : colour;
-  return { "--pgplan-fill": fill, "data-hatch": hatch, "data-moe": moe ? "" : null };
+  return {
+    "--pgplan-fill": colour === "none" ? "transparent" : colour,
+    "data-hatch": hatch,
+    "data-bare": colour === "none" ? "" : null,
+    "data-moe": moe ? "" : null,
+  };
 }
 
 class Drawing {
