@@ -147,6 +147,39 @@ def test_sglang_declares_every_flag_of_the_launch_line() -> None:
     assert flags["--kv-cache-dtype"] <= strings(declared["kv_cache_dtype"])
 
 
+@pytest.mark.parametrize("tp_size", [1, 4])
+@pytest.mark.parametrize("gpu", ["T4", "L4", "L40S", "H100 SXM5", "H200", "B200"])
+def test_sglang_takes_the_chunks_that_are_planned_with(gpu: str, tp_size: int) -> None:
+    hook = package_file("sglang", "srt/arg_groups/memory_hook.py")
+    (function,) = (
+        node
+        for node in ast.parse(hook.read_text()).body
+        if isinstance(node, ast.FunctionDef) and "chunked_prefill_size=2048" in ast.unparse(node)
+    )
+    declared: dict[str, int] = {}
+    decode = types.SimpleNamespace(max_bs=None)
+    run_branch(
+        hook,
+        function.name,
+        "gpu_mem is not None",
+        gpu_mem=pg.find_gpu(gpu).memory_bytes / 2**20,
+        cfg=types.SimpleNamespace(chunked_prefill_size=None, tp_size=tp_size),
+        decode_cuda_graph_config=decode,
+        server_args=None,
+        declare_resolution=lambda server_args, name, **values: declared.update(values),
+    )
+    half = pg.load_model("llama-3.1-8b", dtype="float16")
+    cluster = pg.Cluster.uniform(gpu, pp_size=2, tp_size=tp_size)
+    settings = find_engine("sglang").settings(half, cluster, pg.Workload())
+    assert settings.max_num_batched_tokens == declared["chunked_prefill_size"]
+    # The captured batch shows in the share that is left.
+    memory = pg.find_gpu(gpu).memory_bytes / 2**20
+    reserved = 512 + max(settings.max_num_batched_tokens, 2048) * 1.5 + decode.max_bs * 2 + 2 * tp_size * 128
+    if memory > 60 * 1024:
+        reserved = max(reserved, 10 * 1024)
+    assert settings.memory_utilization == round((memory - reserved) / memory, 3)
+
+
 def test_vllm_logs_what_is_looked_for() -> None:
     form = find_engine("vllm").log_format
     for path, beginning, pattern in [
