@@ -579,6 +579,18 @@ def test_what_is_not_known_is_refused(name: str, change: dict[str, Any], says: s
         load_model({"architectures": [architecture], **keys, **change})
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_odd_values_are_read_or_refused_in_one_line(name: str) -> None:
+    _, architecture, keys = CASES[name]
+    for key in (*keys, "sliding_window_pattern", "layer_types", "rope_parameters", "num_shared_experts"):
+        for odd in (None, True, -1, 1.5, "x", [1, "x"], {}, {"partial_rotary_factor": "x"}):
+            try:
+                assert load_model({"architectures": [architecture], **keys, key: odd}).parameters > 0
+            except ModelError as error:
+                assert "\n" not in str(error)
+                assert len(str(error)) < 1000
+
+
 @pytest.mark.parametrize(
     "architecture", ["ArcticForCausalLM", "RwkvForCausalLM", "T5ForConditionalGeneration", "WhisperModel"]
 )
