@@ -49,6 +49,7 @@ lab: $(INSTALLED)
 bench: $(BENCHES)
 	$(BIN)/python benchmarks/split.py
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/widget.py
 	$(BIN)/python benchmarks/readme.py
 
