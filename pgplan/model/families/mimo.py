@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pgplan.model.config import Config
 from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, norm
-from pgplan.model.families.layer_types import read_layer_flags
+from pgplan.model.families.layer_types import read_layer_flags, read_layer_types
 from pgplan.model.families.moe import experts_per_token, routed_and_shared
 from pgplan.model.spec import LayerSpec, ModelSpec
 
@@ -92,8 +92,17 @@ def _rotary_dim(config: Config, head_dim: int) -> int:
 
 
 def _pattern(config: Config) -> list[_Kind]:
-    windowed = read_layer_flags(
-        config, "hybrid_layer_pattern", default=lambda index: index != 0 and (index + 1) % 6 != 0
-    )
-    sparse = read_layer_flags(config, "moe_layer_freq", default=lambda index: index > 0)
+    """Return the kind of each layer; files name the layers, or mark them with zeros and ones."""
+    if config.get("layer_types") is None:
+        windowed = read_layer_flags(
+            config, "hybrid_layer_pattern", default=lambda index: index != 0 and (index + 1) % 6 != 0
+        )
+    else:
+        names = {"full_attention": "", "sliding_attention": "windowed"}
+        windowed = tuple(map(bool, read_layer_types(config, names=names)))
+    if config.get("mlp_layer_types") is None:
+        sparse = read_layer_flags(config, "moe_layer_freq", default=lambda index: index > 0)
+    else:
+        names = {"dense": "", "sparse": "sparse"}
+        sparse = tuple(map(bool, read_layer_types(config, names=names, keys=("mlp_layer_types",))))
     return [_Kind(*flags) for flags in zip(windowed, sparse, strict=True)]
