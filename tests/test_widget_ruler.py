@@ -214,12 +214,12 @@ def test_its_frame_is_hidden_until_a_front_end_runs_it():
     pytest.importorskip("anywidget")
     shown = make_ruler()
     frame = shown.framed()
-    assert (frame.children, frame.layout.display) == ((shown,), "none")
-    # As the front end does.
-    shown.set_state({"is_loaded": True})
-    assert frame.layout.display == ""
+    assert (frame.children, frame.layout.display, shown.display) == ((shown,), "none", "none")
+    link = shown._link
+    assert (link.source, link.target) == ((shown, "display"), (frame.layout, "display"))
     frame.close()
     shown.close()
+    assert link.comm is None
 
 
 def test_the_front_end_is_plain_and_asks_for_nothing():

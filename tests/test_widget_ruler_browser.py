@@ -147,7 +147,14 @@ def show(page: Page, *states: dict[str, Any], **values: Any) -> Shown:
     page.set_content(_PAGE.format(css=Ruler._css))
     for state in states:
         pinned = [index for index, stage in enumerate(state["stages"]) if stage["pinned"]]
-        traits = {"state": state, "cuts": state["cuts"], "pinned": pinned, "size_by": "weight", **values}
+        traits = {
+            "state": state,
+            "cuts": state["cuts"],
+            "pinned": pinned,
+            "size_by": "weight",
+            "display": "none",
+            **values,
+        }
         page.evaluate(_SHOW, [Ruler._esm, traits])
     page.evaluate(_FRAME)
     return Shown(page=page)
@@ -564,6 +571,6 @@ def test_two_rulers_do_not_disturb_each_other(page):
 def test_a_ruler_waits_for_its_first_state(page):
     shown = show(page, uneven(), state={}, cuts=[])
     assert shown.cuts == []
-    assert shown.sent("is_loaded") == [True]
+    assert shown.sent("display") == [""]
     shown.receive(state=uneven(), cuts=uneven()["cuts"])
     assert shown.cuts == [14, 40, 62]

@@ -206,7 +206,7 @@ class Ruler {
 
 export default {
   initialize({ model }) {
-    model.set("is_loaded", true);
+    model.set("display", "");
     model.save_changes();
   },
   render({ model, el }) {

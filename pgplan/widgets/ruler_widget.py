@@ -25,7 +25,7 @@ class Ruler(anywidget.AnyWidget):
         cuts: The first layer of each stage but the first.
         pinned: Stages that keep their layers when the rest is balanced.
         size_by: What a cell's width tells: ``"weight"`` or ``"time"``.
-        is_loaded: Whether a front end runs it.
+        display: How CSS is to show the frame: ``"none"``, until a front end that runs the ruler empties it.
     """
 
     _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
@@ -35,16 +35,25 @@ class Ruler(anywidget.AnyWidget):
     cuts = traitlets.List(traitlets.Int()).tag(sync=True)
     pinned = traitlets.List(traitlets.Int()).tag(sync=True)
     size_by = traitlets.Enum(("weight", "time"), default_value="weight").tag(sync=True)
-    is_loaded = traitlets.Bool().tag(sync=True)
+    display = traitlets.Unicode("none").tag(sync=True)
+
+    _link: W.Widget | None = None
 
     def framed(self) -> W.Widget:
         """Return a box with the ruler, which stays hidden until a front end runs the ruler.
 
-        One that lacks anywidget would show an error in its place.
+        One that lacks anywidget would show an error in its place. The link lives in the front end, so that a
+        saved notebook shows the ruler without a kernel.
         """
         frame = W.VBox([self], layout=W.Layout(display="none"))
-        self.observe(lambda change: setattr(frame.layout, "display", ""), names="is_loaded")
+        self._link = W.jsdlink((self, "display"), (frame.layout, "display"))
         return frame
+
+    def close(self) -> None:
+        """Close the ruler and its link to the frame."""
+        if self._link is not None:
+            self._link.close()
+        super().close()
 
     def show(self, state: dict[str, Any]) -> None:
         """Show ``state``; the cuts and pins become its own.
