@@ -1,4 +1,4 @@
-"""The command line: ``pgplan plan|export|check|verify|models|gpus|engines|lab|app``.
+"""The command line: ``pgplan plan|export|check|verify|calibrate|models|gpus|engines|lab|app``.
 
 Exit codes: 0 done; 1 the plan does not fit, or a log or a measurement contradicts it (the report is printed
 all the same);

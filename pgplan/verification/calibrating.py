@@ -189,7 +189,8 @@ def calibrate_rank(
         total_bytes = torch.cuda.get_device_properties(device).total_memory
         known_gpu(name, total_bytes)  # a device that has no data sheet is refused before it is measured
     else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // worker.world_size))
+        # One thread: several wait for each other wherever another program has a core.
+        torch.set_num_threads(1)
     steps = 0
 
     def told() -> None:
