@@ -2,7 +2,7 @@
 
 For each kind of layer of some models: a prefill chunk in FLOP/s beside an 8192 x 8192 x 8192 bf16 product,
 and a decode step (in a CUDA graph) in bytes of weights and KV cache per second beside a copy, ceilings of
-the same run. With --attention also the decode attention of each fused kernel that torch has.
+the same run. With --attention also the attention of each fused kernel that torch has.
 
     python benchmarks/layers.py [--models A,B] [--attention] [--out FILE]
 """
@@ -171,6 +171,43 @@ def decode_attention() -> list[dict[str, Any]]:
     return rows
 
 
+def prefill_attention() -> list[dict[str, Any]]:
+    """Time the causal attention of a chunk with each kernel, as it is launched, for several shapes."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    rows = []
+    for name, heads, kv_heads, size in (("llama-70b", 64, 8, 128), ("deepseek-v2-lite", 16, 16, 192)):
+        for sequences, length in ((2, 2048), (1, 8192)):
+            q, k, v = (
+                torch.randn(sequences, count, length, size, device="cuda", dtype=torch.bfloat16)
+                for count in (heads, kv_heads, kv_heads)
+            )
+            for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, None):
+                try:
+                    seconds = median_s(lambda b=backend, a=(q, k, v): causal(b, sdpa_kernel, *a))  # type: ignore[misc]
+                except RuntimeError as error:
+                    print(name, sequences, length, backend, str(error)[:80])
+                    continue
+                # Half of the square is masked.
+                rate = 2.0 * sequences * heads * length**2 * size / seconds
+                kernel = backend.name if backend is not None else "default"
+                shape = {"shape": name, "sequences": sequences, "length": length}
+                rows.append({**shape, "kernel": kernel, "flops": rate})
+                print(
+                    f"{name:16} {sequences} x {length:5} {kernel:20} {rate / 1e12:6.0f} TFLOP/s", flush=True
+                )
+    return rows
+
+
+def causal(backend: Any, choose: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    from contextlib import nullcontext
+
+    import torch.nn.functional as F
+
+    with choose([backend]) if backend is not None else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
 def graphed_s(backend: Any, choose: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> float:
     from contextlib import nullcontext
 
@@ -207,7 +244,7 @@ def main() -> None:
             f"product {ceiling['matmul_flops'] / 1e12:.0f} TFLOP/s, "
             f"copy {ceiling['copy_bytes_per_s'] / 1e12:.2f} TB/s"
         )
-        kernels = decode_attention() if args.attention else []
+        kernels = [*prefill_attention(), *decode_attention()] if args.attention else []
         for name in filter(None, args.models.split(",")):
             model = pg.load_model(name)
             for kind in range(len(model.kinds)):
