@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from typing import Protocol
 
@@ -10,7 +11,10 @@ import ipywidgets as W
 
 from pgplan.engines import find_engine
 from pgplan.errors import PgplanError
-from pgplan.planning import Plan
+from pgplan.hardware import Cluster
+from pgplan.model.spec import ModelSpec
+from pgplan.planning import Objective, Plan
+from pgplan.planning import plan as make_plan
 from pgplan.planning.moving import Move, best_move, own_split_plan, worth
 from pgplan.split import format_split
 from pgplan.verification import Verification
@@ -18,6 +22,7 @@ from pgplan.view import compare_plans
 from pgplan.view.numbers import change, gib, share
 from pgplan.view.sentences import plan_sentence, plan_summary
 from pgplan.widgets.choice import Choice
+from pgplan.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +78,27 @@ def _balanced(choice: Choice, plan: Plan) -> Plan | None:
         return None
     split = format_split(pins) if choice.pinned else "auto"
     try:
-        found = replace(choice, split=split).plan(with_advice=False)
+        found = _searched(plan.model, plan.cluster, plan.workload, plan.engine, choice.objective, split)
     except PgplanError:
         return None
     quantity = plan.bottleneck.resource
     return found if worth(found, quantity) > worth(plan, quantity) * 1.001 else None
+
+
+# While cuts are dragged, the best split stays the same.
+@lru_cache(maxsize=4)
+def _searched(
+    model: ModelSpec, cluster: Cluster, workload: Workload, engine: str, objective: Objective, split: str
+) -> Plan:
+    return make_plan(
+        model,
+        cluster,
+        workload=workload,
+        engine=engine,
+        objective=objective,
+        split=split,
+        with_advice=False,
+    )
 
 
 def headline(scene: Scene, *, waste: str) -> str:
