@@ -43,6 +43,9 @@ def agree(model: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
     }
     comparisons[_OUTSIDE] = _compare_outside(model, places)
     _refuse_differences([line for found in comparisons.values() for line in found.differences], checkpoint)
+    for index, spec in enumerate(model.drafts, start=model.num_layers):
+        # Without them no tokens can be drafted, and all else stands: no reason to refuse.
+        comparisons[index] = replace(compare(spec.weights, places.get(("draft", index), {})), extra=[])
     plain = DTYPES[model.dtype]
     restored = {
         (layer, weight.name): kind
@@ -120,6 +123,16 @@ def _restore(model: ModelSpec, restored: Restored, plain: Storage) -> ModelSpec:
         model, plain, lambda layer, weight: restored.get((layer, weight.name), weight.storage)
     )
     embedding = outside(model.embedding)
+    drafts = tuple(
+        replace(
+            layer,
+            weights=tuple(
+                replace(weight, storage=restored.get((index, weight.name), weight.storage))
+                for weight in layer.weights
+            ),
+        )
+        for index, layer in enumerate(model.drafts, start=model.num_layers)
+    )
     return replace(
         model,
         kinds=kinds,
@@ -128,6 +141,7 @@ def _restore(model: ModelSpec, restored: Restored, plain: Storage) -> ModelSpec:
         head=replace(model.head, storage=embedding.storage) if model.tied else outside(model.head),
         beside_embedding=tuple(map(outside, model.beside_embedding)),
         final_norm=tuple(map(outside, model.final_norm)),
+        drafts=drafts,
     )
 
 
@@ -197,7 +211,10 @@ def _place_notes(model: ModelSpec, places: Places) -> Iterable[str]:
     drafts = [module for (place, _), found in places.items() if place == "draft" for module in found.values()]
     if drafts:
         size = sum(module.data_bytes for module in drafts)
-        yield f"draft layers of {size} bytes in the checkpoint are not counted, e.g. {_described(drafts[0])}"
+        counted = "count where tokens are drafted" if model.drafts else "are not counted"
+        yield f"draft layers of {size} bytes in the checkpoint {counted}, e.g. {_described(drafts[0])}"
+    elif model.drafts:
+        yield "the checkpoint lacks the draft layers of config.json; it cannot draft tokens"
 
 
 def _described(module: StoredModule) -> str:
