@@ -99,7 +99,7 @@ class Board:
             row(*self.buttons.values(), name="bar"), self.proof.start, self.status, self._waiting
         )
         self.proof.start.layout.width = "98%"
-        ruled = () if self.ruler is None else (self.ruler,)
+        ruled = () if self.ruler is None else (self.ruler.framed(),)
         self.box = column(
             self.sentence,
             *ruled,
