@@ -182,7 +182,7 @@ def _check_weight(model: ModelSpec, weight: Weight) -> None:
             f"verification lays out bfloat16, float16 and float32 weights, and {weight.name} of {model.name} "
             f"is {weight.storage.name}; verify the unquantized model"
         )
-    if weight.name.endswith(("sinks", "g_proj")) or (weight.part == "experts" and weight.bias):
+    if weight.name.endswith(("sinks", "sink_bias", "g_proj")) or (weight.part == "experts" and weight.bias):
         raise ModelError(f"verification cannot compute {weight.name} of {model.name}; plan it without")
 
 
