@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pgplan.errors import PgplanError
 from pgplan.hardware import Cluster
-from pgplan.planning.choosing import Choice, choose_split
+from pgplan.planning.choosing import Choice, roomiest_split
 from pgplan.planning.costing import Costing
 from pgplan.split import format_split
 from pgplan.workload import Workload
@@ -39,12 +39,32 @@ def _mends(costing: Costing, split: tuple[int, ...]) -> Iterator[str]:
     cluster = costing.cluster
     if cluster.is_uniform:
         most = min(costing.model.num_layers, cluster.pp_size * _MOST_STAGES)
-        for stages in range(cluster.pp_size + 1, most + 1):
-            if _fits(costing, cluster=replace(cluster, gpus=(cluster.gpus[0],) * stages)):
-                yield f"{stages} stages of {cluster.gpus[0].name}"
-                break
+        stages = _fewest(
+            lambda count: _fits(costing, cluster=replace(cluster, gpus=(cluster.gpus[0],) * count)),
+            above=cluster.pp_size,
+            most=most,
+        )
+        if stages is not None:
+            yield f"{stages} stages of {cluster.gpus[0].name}"
     if cluster.tp_size < 8 and _fits(costing, cluster=replace(cluster, tp_size=cluster.tp_size * 2)):
         yield f"tp_size {cluster.tp_size * 2}"
+
+
+def _fewest(fits: Callable[[int], bool], *, above: int, most: int) -> int | None:
+    """Return the least number beyond ``above`` that fits, as more fit where fewer do; ``None``: none does.
+
+    >>> _fewest(lambda count: count >= 11, above=4, most=32)
+    11
+    """
+    too_few, step = above, 1
+    while not fits(enough := min(too_few + step, most)):
+        if enough == most:
+            return None
+        too_few, step = enough, 2 * step
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if fits(middle) else (middle, enough)
+    return enough
 
 
 def _fits(costing: Costing, *, workload: Workload | None = None, cluster: Cluster | None = None) -> bool:
@@ -63,7 +83,6 @@ def _fits(costing: Costing, *, workload: Workload | None = None, cluster: Cluste
 
 def _choose(costing: Costing) -> Choice | None:
     try:
-        choice = choose_split(costing, "kv")
+        return roomiest_split(costing)
     except PgplanError:
         return None
-    return choice if choice.requests else None

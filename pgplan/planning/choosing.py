@@ -63,17 +63,24 @@ def choose_split(costing: Costing, objective: Objective, *, pins: Pins | None = 
             return search.choose(objective, best_units=0)
         except SplitInfeasibleError:
             pass
-    best_kv, proven = search.solve(search.kv_cost())
-    units = search.units(best_kv)
-    requests = min(search.requests_held(units), wanted)
-    if requests < 1 or not search.admits(best_kv):
+    roomiest = search.roomiest(wanted)
+    if roomiest is None:
         closest, proven = search.solve(search.deficit_cost())
         return Choice(split=closest, requests=0, proven=proven)
     if objective == "kv":
-        split = search.prefer_default(search.kv_cost(), best_kv)
-        return Choice(split=split, requests=requests, proven=proven)
-    search.require(requests)
-    return search.choose(objective, best_units=units)
+        return roomiest
+    search.require(roomiest.requests)
+    return search.choose(objective, best_units=search.units(roomiest.split))
+
+
+def roomiest_split(costing: Costing) -> Choice | None:
+    """Return the split with the most room for KV cache; ``None`` if none holds a single request.
+
+    Raises:
+        SplitError: If forbidden cuts leave no split at all.
+    """
+    wanted = min(costing.workload.concurrency, costing.settings.max_num_seqs)
+    return _Search(costing, None).roomiest(wanted)
 
 
 class _Search:
@@ -85,6 +92,22 @@ class _Search:
         self.needed_units = 0
         self._classes = costing.stage_classes()
         self._budgets: dict[tuple[object, int, int], int] = {}
+
+    def roomiest(self, wanted: int) -> Choice | None:
+        """Return the split that holds most and how many of the ``wanted`` requests; ``None`` for none."""
+        if self.rule.coupled and not self._may_hold_anything():
+            return None
+        split, proven = self.solve(self.kv_cost())
+        requests = min(self.requests_held(self.units(split)), wanted)
+        if requests < 1 or not self.admits(split):
+            return None
+        return Choice(split=self.prefer_default(self.kv_cost(), split), requests=requests, proven=proven)
+
+    def _may_hold_anything(self) -> bool:
+        """Tell whether some split may hold a unit: at its cheapest, with every stage on its own."""
+        unit = next(self._unit_candidates())
+        split, _ = self._solve_for(self.kv_cost(), unit)
+        return self._costs(self.kv_cost(), split, unit)[0] < 0
 
     def choose(self, objective: Objective, *, best_units: int) -> Choice:
         if objective == "memory":
@@ -270,7 +293,9 @@ class _Search:
         """Yield every value that the largest bytes per unit of a split can take, smallest first."""
         count = self.costing.model.num_layers
         longest = count - self.costing.cluster.pp_size + 1
-        least = self.rule.bytes_per_unit(0, count) / self.costing.cluster.pp_size
+        # No split keeps its largest stage below this one's.
+        evenest, _ = self._solve_for(lambda _, start, stop, __: self.rule.bytes_per_unit(start, stop), None)
+        least = self._largest_unit(evenest)
         values = {
             self.rule.bytes_per_unit(start, start + length)
             for length in range(1, longest + 1)

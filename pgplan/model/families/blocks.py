@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from pgplan.errors import ModelError
-from pgplan.model.config import Config
+from pgplan.model.config import MAX_LAYERS, Config
 from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Part, Shard, Storage, Weight
 
 K = TypeVar("K", bound=Hashable)
@@ -197,6 +197,11 @@ def decoder(
     """
     kinds = tuple(dict.fromkeys(pattern))
     drafts = config.count("num_nextn_predict_layers")
+    if drafts > MAX_LAYERS:
+        raise ModelError(
+            f"num_nextn_predict_layers must be at most {MAX_LAYERS}, got {drafts} in {config.where}; "
+            "take it from the model's own config.json"
+        )
     if drafts and draft is None:
         notes = (*notes, f"{drafts} multi-token-prediction layer(s) of the checkpoint are not counted")
     hidden, vocab = config.size("hidden_size"), config.size("vocab_size")
