@@ -67,7 +67,7 @@ BAD_INPUT = {
         "own config.json",
     ),
     "zero layers": ("plan zero_layers.json --gpu H200 --pp 4", "num_hidden_layers", "got 0"),
-    "unknown architecture": ("plan unknown.json --gpu H200 --pp 4", "got NovelForCausalLM", "the nearest are"),
+    "unknown architecture": ("plan unknown.json --gpu H200 --pp 4", "got NovelForCausalLM", "nearest are"),
     "unknown GPU": ("plan llama-3.1-70b --gpu H2000 --pp 4", "'H2000'", "pgplan gpus"),
     "ambiguous GPU": ("plan llama-3.1-70b --gpu A100 --pp 4", "'A100'", "'A100 80GB SXM4'"),
     "empty GPU": ("plan llama-3.1-70b --gpus H200,,H200", "got ''", "pgplan gpus"),
