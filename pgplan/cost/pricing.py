@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pgplan.codec import to_data
@@ -35,16 +35,18 @@ class Price:
         parts: Where they go.
         tier: How they were obtained.
         error: How far they may be off, as a fraction.
+
+    Attributes:
+        seconds: The sum of the parts; the search asks for it thousands of times.
     """
 
     parts: Parts
     tier: Tier
     error: float
+    seconds: float = field(init=False)
 
-    @property
-    def seconds(self) -> float:
-        """Return the sum of the parts."""
-        return sum(seconds for _, seconds in self.parts)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seconds", sum(seconds for _, seconds in self.parts))
 
 
 def weakest(prices: Iterable[tuple[Price, int]]) -> tuple[Tier, float]:

@@ -78,6 +78,10 @@ class GPU:
     source: str = ""
     note: str = ""
 
+    def __hash__(self) -> int:
+        # Equal devices have equal names; the search looks devices up thousands of times.
+        return hash(self.name)
+
     def __post_init__(self) -> None:
         if self.memory_bytes <= 0 or self.bandwidth <= 0 or max(self.bf16, self.fp16) <= 0:
             raise HardwareError(
