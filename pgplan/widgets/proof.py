@@ -15,6 +15,7 @@ from pgplan.launcher.backends import visible_gpus
 from pgplan.planning import Plan
 from pgplan.verification import Verification, verify
 from pgplan.verification.comparing import headline
+from pgplan.verification.record import Comparison
 from pgplan.widgets.measured import measured_svg
 from pgplan.widgets.scene import Scene
 from pgplan.widgets.style import button, column, html, listed, row, told
@@ -159,12 +160,7 @@ def prospect(plan: Plan) -> str:
 
 def record_html(record: Verification) -> str:
     """Return a verification as HTML: the verdict, every figure beside its prediction, the sentences."""
-    rows = "".join(
-        f"<tr><td>{escape(item.what)}</td><td>{escape(item.quantity)}</td><td>{item.predicted:.6g}</td>"
-        f"<td>{item.measured:.6g}</td><td>{100 * (item.ratio - 1):+.1f} %</td>"
-        f"<td>{'' if item.passed else 'missed'}</td></tr>"
-        for item in record.comparisons
-    )
+    rows = "".join(_row(item) for item in record.comparisons)
     head = "".join(
         f'<th scope="col">{name}</th>' for name in ("", "quantity", "predicted", "measured", "off by", "")
     )
@@ -174,3 +170,22 @@ def record_html(record: Verification) -> str:
         f"{measured_svg(record)}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{listed(record.sentences)}"
     )
+
+
+def _row(item: Comparison) -> str:
+    cells = (
+        item.what,
+        item.quantity.rpartition("_")[0].replace("_", " "),
+        _with_unit(item.quantity, item.predicted),
+        _with_unit(item.quantity, item.measured),
+        f"{100 * (item.ratio - 1):+.1f} %",
+        "" if item.passed else "missed",
+    )
+    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _with_unit(quantity: str, value: float) -> str:
+    """Return a figure in the unit that its quantity's name ends with, as people read it."""
+    if quantity.endswith("_bytes"):
+        return f"{value / 2**20:,.2f} MiB"
+    return f"{1e3 * value:,.4g} ms" if quantity.endswith("_s") else f"{value:,.6g}"
