@@ -64,7 +64,7 @@ def test_a_plan_is_verified_beside_the_planner(planner, on_cpu):
     assert "<b>passed</b>" in result
     assert "NOT those of a GPU" in result
     assert "<svg" in result
-    assert "weight_bytes" in result
+    assert "MiB" in result and "missed" not in result
     assert proof.lines.value == ""
     assert not proof.start.disabled
 
