@@ -106,9 +106,10 @@ def all_cases(shapes: tuple[tuple[int, int], ...], calibration: str | None) -> l
 
 def quick_cases(gpus: int, calibration: str | None) -> list[Case]:
     """Return small cases that touch every path: each kind of layer, and as much parallelism as there is."""
-    pp, tp = {1: (1, 1), 2: (2, 1)}.get(gpus, (2, 2))
+    shapes = {1: [(1, 1)], 2: [(2, 1), (1, 2)]}.get(gpus, [(2, 2)])
     return [
         Case(model=model, pp_size=pp, tp_size=tp, split="default", layers=layers, calibration=calibration)
+        for pp, tp in shapes
         for model, layers in (
             ("llama-3.1-70b", 8),
             ("qwen3-30b-a3b", 8),
