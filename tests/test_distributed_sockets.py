@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
@@ -79,7 +80,12 @@ def test_wrong_ranks_and_closed_groups_are_errors() -> None:
             call()
     close_all(groups)
     groups[0].close()
-    for call in (groups[0].barrier, groups[0].expire_data, lambda: groups[0].send_obj(1, 1)):
+    for call in (
+        groups[0].barrier,
+        groups[0].expire_data,
+        groups[0].descriptors,
+        lambda: groups[0].send_obj(1, 1),
+    ):
         with pytest.raises(GroupError, match="rank 0 has closed this group"):
             call()
 
@@ -249,6 +255,20 @@ def test_a_killed_rank_is_named_at_once_on_every_rank_in_every_wait() -> None:
         for rank in (0, 1, 3):
             assert workers.line(rank).startswith("PeerLostError: rank 2 is gone: its connection")
         assert time.monotonic() - start_s < 1
+
+
+def test_a_rank_that_goes_shows_at_the_descriptor_of_its_socket_and_at_no_other() -> None:
+    first, second, third = socket_groups(3)
+    assert [sorted(group.descriptors()) for group in (first, second, third)] == [[1, 2], [0, 2], [0, 1]]
+    ranks = {descriptor: rank for rank, descriptor in first.descriptors().items()}
+    ended = select.poll()
+    for descriptor in ranks:
+        ended.register(descriptor, select.POLLRDHUP)
+    second.send_obj("something to read is no end", 0)
+    assert ended.poll(0) == []
+    third.close()
+    assert [ranks[descriptor] for descriptor, _ in ended.poll(1000)] == [2]
+    close_all([first, second])
 
 
 def test_what_the_dead_had_sent_can_still_be_read() -> None:

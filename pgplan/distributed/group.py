@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
-import weakref
-from collections.abc import Iterable, Mapping
-from types import TracebackType
+from collections.abc import Mapping
 from typing import Any
 
 from pgplan.distributed.auth import read_token
-from pgplan.distributed.barrier import Barriers, meet
+from pgplan.distributed.barrier import meet
 from pgplan.distributed.bootstrap import check_ranks, inherited_sockets
-from pgplan.distributed.exchange import Exchange, Limits
+from pgplan.distributed.exchange import Limits
 from pgplan.distributed.gathering import all_gather
 from pgplan.distributed.handshake import Credentials
 from pgplan.distributed.link import Link
-from pgplan.distributed.mesh import Mesh, name_ranks
+from pgplan.distributed.membership import Membership
 from pgplan.distributed.rendezvous import meet_over_tcp
 from pgplan.distributed.tensors_as_objects import TensorsAsObjects
-from pgplan.distributed.wire import Kind, Parcel
-from pgplan.errors import GroupError, GroupTimeoutError
+from pgplan.distributed.wire import Kind
+from pgplan.errors import GroupError
 
 MAX_MESSAGE_BYTES = 1 << 30
 MAX_UNREAD_BYTES = 1 << 30
 
 
-class StatelessProcessGroup(TensorsAsObjects):
+class StatelessProcessGroup(Membership, TensorsAsObjects):
     """Let the ranks of a group exchange objects; make one with ``create`` or ``from_environment``.
 
     Sending never waits for a reader until ``max_unread_bytes`` lie unread at it; from there on it waits, at
@@ -48,27 +46,6 @@ class StatelessProcessGroup(TensorsAsObjects):
     {'split': (19, 21)}
     >>> left.close(); right.close()
     """
-
-    def __init__(
-        self,
-        links: Mapping[int, Link],
-        *,
-        rank: int,
-        world_size: int,
-        limits: Limits,
-        early: Iterable[tuple[int, Parcel]] = (),
-    ) -> None:
-        self.rank, self.world_size = rank, world_size
-        self.data_expiration_seconds = limits.data_expiration_seconds
-        self.store_timeout = limits.store_timeout
-        self._barriers = barriers = Barriers(rank=rank, world_size=world_size)
-        self._mesh = Mesh(links, rank=rank, on_parcel=barriers.note)
-        self._exchange = Exchange(self._mesh, limits)
-        for peer, parcel in early:
-            barriers.note(peer, parcel)
-        self._closed = False
-        self._finalizer = weakref.finalize(self, self._mesh.leave)
-        self._finalizer.atexit = False  # the mesh sees to that itself, and knows why the program ends
 
     # Making one ----------------------------------------------------------------------------------------
 
@@ -259,51 +236,3 @@ class StatelessProcessGroup(TensorsAsObjects):
         """
         self._check_open()
         return self._exchange.expire()
-
-    # Leaving -------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Leave the group: the others read what was sent and go on without this rank.
-
-        Waits until what was sent is with the peers' kernels. A group that nobody closes says goodbye when
-        it is collected or the program ends.
-
-        Raises:
-            GroupTimeoutError: Some peers had no room for ``store_timeout`` seconds; they are named.
-        """
-        if self._closed:
-            return
-        self._closed = self._finalizer.detach() is not None
-        if short := self._mesh.leave(linger_s=self.store_timeout):
-            raise GroupTimeoutError(
-                f"rank {self.rank} left after {self.store_timeout:g} s with messages that found no room at "
-                f"{name_ranks(short)} and are lost; let the readers read before the sender leaves"
-            )
-
-    def __enter__(self) -> StatelessProcessGroup:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        elif not self._closed:
-            self._closed = self._finalizer.detach() is not None
-            # The others' waits shall end with the reason, not pass as if this rank were done.
-            self._mesh.leave(f"it left after {kind.__name__}: {error}")
-
-    def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
-        return f"StatelessProcessGroup(rank={self.rank}, world_size={self.world_size}{state})"
-
-    # Within --------------------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise GroupError(f"rank {self.rank} has closed this group; make another one")
-
-    def _checked(self, rank: int, name: str) -> int:
-        if not 0 <= rank < self.world_size:
-            raise GroupError(f"{name} must be a rank from 0 to {self.world_size - 1}, but is {rank}")
-        return rank

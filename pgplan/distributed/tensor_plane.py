@@ -65,7 +65,7 @@ class TensorPlane:
         self.lost: set[int] = set()
         self._news = threading.Condition()
         self._store, self._store_fd = _shared_store(group)
-        self._watch = _Watch(_descriptors(group), self._lose)
+        self._watch = _Watch(group.descriptors(), self._lose)
 
     def group(self, ranks: Sequence[int] | None = None) -> TensorGroup:
         """Make a group of some ranks (all, if not given); each of them must call this, in the same order.
@@ -221,10 +221,6 @@ def _shared_store(group: StatelessProcessGroup) -> tuple[Store, int | None]:
             "stateless_init_torch_distributed_process_group(host, port, ...) between hosts"
         )
     return store, fd
-
-
-def _descriptors(group: StatelessProcessGroup) -> dict[int, int]:
-    return {peer: link.socket.fileno() for peer, link in group._mesh.links.items()}
 
 
 class _Watch:
