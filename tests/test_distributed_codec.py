@@ -17,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgplan.distributed.codec import MAX_DEPTH, decode, encode, register
+from pgplan.distributed.codec import decode, encode
+from pgplan.distributed.extensions import MAX_DEPTH, register
 from pgplan.distributed.wire import Kind, Message
 from pgplan.errors import MessageError
 

@@ -17,7 +17,7 @@ file runs on this one. On purpose it differs there:
 - If a rank does not come to ``create``, every rank that did fails and names it.
 - ``all_reduce`` refuses operations that it does not know. ``recv`` wants the tensor to fit what was sent.
 - ``expire_data`` frees what arrived and was not read, and returns how many bytes that was. There is no
-  ``store``; ``close`` and the context manager are new.
+  ``store``; ``close``, ``descriptors`` and the context manager are new.
 - ``all_gather_obj`` is one operation, not ``world_size`` broadcasts: ``broadcast_obj`` does not answer it.
 - A failed ``ensure_divisibility`` is a ``ValueError`` too, and holds under ``python -O``.
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pgplan.distributed.auth import new_token
     from pgplan.distributed.basics import USE_SCHED_YIELD, divide, ensure_divisibility, sched_yield
     from pgplan.distributed.bootstrap import socket_mesh
-    from pgplan.distributed.codec import register
+    from pgplan.distributed.extensions import register
     from pgplan.distributed.group import StatelessProcessGroup
     from pgplan.distributed.handoff import Handoff, recv_stage, send_stage
     from pgplan.distributed.tensor_collectives import TensorGroup
@@ -78,7 +78,7 @@ _HOMES = {
     "pgplan.distributed.auth": ("new_token",),
     "pgplan.distributed.basics": ("USE_SCHED_YIELD", "divide", "ensure_divisibility", "sched_yield"),
     "pgplan.distributed.bootstrap": ("socket_mesh",),
-    "pgplan.distributed.codec": ("register",),
+    "pgplan.distributed.extensions": ("register",),
     "pgplan.distributed.group": ("StatelessProcessGroup",),
     "pgplan.distributed.handoff": ("Handoff", "recv_stage", "send_stage"),
     "pgplan.distributed.tensor_collectives": ("TensorGroup",),

@@ -2,7 +2,7 @@
 
 What travels: None, bool, int of any size, float, complex, str, bytes (bytearray and memoryview arrive as
 bytes), list, tuple, dict, set, frozenset, numpy arrays and scalars, torch tensors (any dense dtype; they
-arrive on the CPU, detached), torch dtypes, devices and sizes, and the classes given to :func:`register`:
+arrive on the CPU, detached), torch dtypes, devices and sizes, and the classes given to ``register``:
 dataclasses, named tuples and enums.
 Array contents stay where they are: the message refers to them as buffers, and what is decoded views the
 received body. numpy and torch are looked up, never imported, until one of their objects arrives.
@@ -11,48 +11,23 @@ received body. numpy and torch are looked up, never imported, until one of their
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import enum
-import math
 import pickle
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 
+from pgplan.distributed.decoding import Decoder
+from pgplan.distributed.extensions import MAX_DEPTH, Ext, class_name, is_registered, take_apart
 from pgplan.distributed.wire import ALIGNMENT
 from pgplan.errors import MessageError
 
-MAX_DEPTH = 64
 # Arrays up to this size ride in the head: a buffer of their own would cost more than the copy.
 INLINE_ARRAY_BYTES = 512
 NOTHING = msgpack.packb(None)
 
-_TUPLE, _SET, _FROZENSET, _INT, _COMPLEX, _BUFFER = 1, 2, 3, 4, 5, 6
-_ARRAY, _SCALAR, _TENSOR, _TORCH, _RECORD, _PICKLE = 7, 8, 9, 10, 11, 12
-
-_Class = TypeVar("_Class", bound=type)
-_registered: dict[str, type] = {}
-
-
-def register(cls: _Class) -> _Class:
-    """Let instances of a dataclass, named tuple or enum travel; register it on every rank.
-
-    Only the fields travel; the reader makes the object through the class, so its checks run there too.
-
-    >>> @register
-    ... @dataclasses.dataclass(frozen=True)
-    ... class Cut:
-    ...     layer: int
-    >>> head, buffers = encode(Cut(layer=19))
-    >>> decode(head)
-    Cut(layer=19)
-    """
-    if not (dataclasses.is_dataclass(cls) or issubclass(cls, enum.Enum) or hasattr(cls, "_fields")):
-        raise MessageError(f"only dataclasses, named tuples and enums can be registered, not {_name(cls)}")
-    _registered[_name(cls)] = cls
-    return cls
+_CONTAINERS: dict[type, int] = {tuple: Ext.TUPLE, set: Ext.SET, frozenset: Ext.FROZENSET}
 
 
 def encode(
@@ -70,7 +45,7 @@ def encode(
     encoder = _Encoder(allow_pickle=allow_pickle, inline_bytes=inline_bytes)
     if isinstance(obj, bytes | bytearray) and len(obj) > inline_bytes:
         # msgpack would copy it through its own buffer twice.
-        obj = encoder.out_of_band(_BUFFER, memoryview(obj))
+        obj = encoder.out_of_band(Ext.BUFFER, memoryview(obj))
     return encoder.pack(obj), encoder.buffers
 
 
@@ -84,7 +59,7 @@ def decode(
             that is not registered here, or holds a pickle while pickles are not allowed.
     """
     try:
-        return _Decoder(body, allow_pickle=allow_pickle).unpack(head)
+        return Decoder(body, allow_pickle=allow_pickle).unpack(head)
     except MessageError:
         raise
     except Exception as error:  # whatever a malformed message provokes, its reader learns one thing
@@ -130,6 +105,7 @@ class _Encoder:
         self._inline_bytes = inline_bytes
 
     def pack(self, obj: object) -> bytes:
+        """Return the head, or the content of an extension type."""
         try:
             packed: bytes = msgpack.packb(
                 obj, default=self._default, strict_types=True, unicode_errors="surrogatepass"
@@ -161,29 +137,29 @@ class _Encoder:
         if cls in _CONTAINERS:
             return self._nested(_CONTAINERS[cls], list(obj))
         if cls is int:
-            return msgpack.ExtType(_INT, obj.to_bytes(obj.bit_length() // 8 + 1, "little", signed=True))
+            return msgpack.ExtType(Ext.INT, obj.to_bytes(obj.bit_length() // 8 + 1, "little", signed=True))
         if cls is complex:
-            return self._nested(_COMPLEX, [obj.real, obj.imag])
+            return self._nested(Ext.COMPLEX, [obj.real, obj.imag])
         if (numpy := sys.modules.get("numpy")) and isinstance(obj, numpy.ndarray | numpy.generic):
             return self._array(numpy, obj)
         if (torch := sys.modules.get("torch")) and (ext := self._torch(torch, obj)):
             return ext
-        if _registered.get(_name(cls)) is cls:
-            return self._nested(_RECORD, [_name(cls), _content(obj)])
+        if is_registered(cls):
+            return self._nested(Ext.RECORD, [class_name(cls), take_apart(obj)])
         if self._allow_pickle:
-            return msgpack.ExtType(_PICKLE, pickle.dumps(obj, protocol=5))
+            return msgpack.ExtType(Ext.PICKLE, pickle.dumps(obj, protocol=5))
         raise MessageError(
-            f"{_name(cls)} does not travel as data; send its fields, register the class if it is a "
+            f"{class_name(cls)} does not travel as data; send its fields, register the class if it is a "
             "dataclass, named tuple or enum, or make the group with allow_pickle=True"
         )
 
     def _array(self, numpy: Any, obj: Any) -> msgpack.ExtType:
-        array, code = numpy.asarray(obj), _SCALAR if isinstance(obj, numpy.generic) else _ARRAY
-        plain = code == _SCALAR or type(obj) is numpy.ndarray
+        array, code = numpy.asarray(obj), Ext.SCALAR if isinstance(obj, numpy.generic) else Ext.ARRAY
+        plain = code == Ext.SCALAR or type(obj) is numpy.ndarray
         if array.dtype.hasobject or array.dtype.isbuiltin == 2 or not plain:
             if self._allow_pickle:
-                return msgpack.ExtType(_PICKLE, pickle.dumps(obj, protocol=5))
-            raise MessageError(f"{_name(type(obj))} of dtype {array.dtype} does not travel as data")
+                return msgpack.ExtType(Ext.PICKLE, pickle.dumps(obj, protocol=5))
+            raise MessageError(f"{class_name(type(obj))} of dtype {array.dtype} does not travel as data")
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         shape, descr = array.shape, numpy.lib.format.dtype_to_descr(array.dtype)
         flat = numpy.ascontiguousarray(array.T if order == "F" else array).reshape(-1)
@@ -195,129 +171,9 @@ class _Encoder:
                 raise MessageError(f"a tensor of layout {obj.layout} on {obj.device} does not travel as data")
             flat = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
             raw = memoryview(flat.view(torch.uint8).numpy())
-            return self.out_of_band(_TENSOR, raw, str(obj.dtype).removeprefix("torch."), tuple(obj.shape))
+            return self.out_of_band(Ext.TENSOR, raw, str(obj.dtype).removeprefix("torch."), tuple(obj.shape))
         for name in ("dtype", "device", "Size"):
             if isinstance(obj, getattr(torch, name)):
                 value = list(obj) if name == "Size" else str(obj).removeprefix("torch.")
-                return self._nested(_TORCH, [name, value])
+                return self._nested(Ext.TORCH, [name, value])
         return None
-
-
-class _Decoder:
-    """Rebuild one message; array contents view its body."""
-
-    __slots__ = ("_allow_pickle", "_body", "_depth")
-
-    def __init__(self, body: memoryview | None, *, allow_pickle: bool) -> None:
-        self._body = memoryview(b"") if body is None else body
-        self._depth = 0
-        self._allow_pickle = allow_pickle
-
-    def unpack(self, packed: bytes | bytearray | memoryview) -> Any:
-        self._depth += 1
-        if self._depth > MAX_DEPTH + 1:
-            raise MessageError(f"a message may nest {MAX_DEPTH} containers deep, and this one nests deeper")
-        obj = msgpack.unpackb(
-            packed, ext_hook=self._rebuild, strict_map_key=False, unicode_errors="surrogatepass"
-        )
-        self._depth -= 1
-        return obj
-
-    def _rebuild(self, code: int, packed: bytes) -> Any:
-        if code == _INT:
-            return int.from_bytes(packed, "little", signed=True)
-        if code == _PICKLE:
-            if not self._allow_pickle:
-                raise MessageError("a message holds a pickle; make the group with allow_pickle=True")
-            return pickle.loads(packed)
-        if code not in _REBUILD:
-            raise MessageError(f"a message holds the unknown extension type {code}")
-        return _REBUILD[code](self, self.unpack(packed))
-
-    def raw(self, where: Any) -> memoryview:
-        """Return the writable bytes that a description refers to, in the head or in the body."""
-        if isinstance(where, bytes):
-            return memoryview(bytearray(where))
-        offset, size_bytes = where
-        if min(offset, size_bytes) < 0 or offset + size_bytes > len(self._body):
-            raise MessageError("a message refers to bytes outside its body")
-        return self._body[offset : offset + size_bytes]
-
-
-def _rebuild_array(decoder: _Decoder, content: Any) -> Any:
-    import numpy as np
-
-    descr, shape, order, where = content
-    dtype = np.lib.format.descr_to_dtype(descr)
-    raw = decoder.raw(where)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != raw.nbytes:
-        raise MessageError(f"a message holds {raw.nbytes} bytes for an array {dtype} of shape {shape}")
-    if not raw.nbytes:
-        return np.empty(shape, dtype)
-    return np.frombuffer(raw, dtype).reshape(shape, order=order)
-
-
-def _rebuild_tensor(decoder: _Decoder, content: Any) -> Any:
-    import torch
-
-    name, shape, where = content
-    dtype, raw = _torch_dtype(torch, name), decoder.raw(where)
-    if math.prod(shape) * dtype.itemsize != raw.nbytes:
-        raise MessageError(f"a message holds {raw.nbytes} bytes for a tensor {dtype} of shape {shape}")
-    if not raw.nbytes:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(shape)
-
-
-def _rebuild_torch(_: _Decoder, content: Any) -> Any:
-    import torch
-
-    name, value = content
-    if name == "dtype":
-        return _torch_dtype(torch, value)
-    return torch.Size(value) if name == "Size" else torch.device(value)
-
-
-def _torch_dtype(torch: Any, name: str) -> Any:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise MessageError(f"torch {torch.__version__} has no dtype {name}")
-    return dtype
-
-
-def _rebuild_record(_: _Decoder, content: Any) -> Any:
-    name, value = content
-    if (cls := _registered.get(name)) is None:
-        raise MessageError(
-            f"a message holds a {name}, which is not registered here; register it on every rank"
-        )
-    if issubclass(cls, enum.Enum):
-        return cls(value)
-    return cls(**value)
-
-
-def _content(obj: Any) -> Any:
-    if isinstance(obj, enum.Enum):
-        return obj.value
-    if dataclasses.is_dataclass(obj):
-        return {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj) if field.init}
-    return obj._asdict()
-
-
-def _name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-_CONTAINERS: dict[type, int] = {tuple: _TUPLE, set: _SET, frozenset: _FROZENSET}
-_REBUILD: dict[int, Callable[[_Decoder, Any], Any]] = {
-    _TUPLE: lambda _, items: tuple(items),
-    _SET: lambda _, items: set(items),
-    _FROZENSET: lambda _, items: frozenset(items),
-    _COMPLEX: lambda _, parts: complex(*parts),
-    _BUFFER: lambda decoder, content: bytes(decoder.raw(*content)),
-    _ARRAY: _rebuild_array,
-    _SCALAR: lambda decoder, content: _rebuild_array(decoder, content)[()],
-    _TENSOR: _rebuild_tensor,
-    _TORCH: _rebuild_torch,
-    _RECORD: _rebuild_record,
-}
