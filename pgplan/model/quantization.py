@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from pgplan.errors import ModelError
 from pgplan.model.config import Config
-from pgplan.model.quantization_methods import Quantization, read_quantization
+from pgplan.model.quantization_methods import read_quantization
+from pgplan.model.quantized import Quantization
 from pgplan.model.spec import LayerSpec, ModelSpec, Storage, Weight
 from pgplan.model.storage import dtype_storage
 
