@@ -1,0 +1,139 @@
+"""Sum up what the ranks of ``handoff.py`` measured, print it, and hold it against the goals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from handoff_methods import KIB, MIB
+
+SMALL_BYTES, LARGE_BYTES = 256 * KIB, 16 * MIB
+# What a small hop may take more than a raw one, and of raw bandwidth what a large one must reach.
+EXTRA_US, SHARE = 5.0, 0.97
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the median and its 95 % interval, from the order statistics."""
+    ordered, n = sorted(values), len(values)
+    half = 0.98 * math.sqrt(n)
+    low, high = max(0, math.floor(n / 2 - half)), min(n - 1, math.ceil(n / 2 + half))
+    return statistics.median(ordered), ordered[low], ordered[high]
+
+
+def summarise(ranks: tuple[dict[str, Any], ...], *, tp_size: int) -> dict[str, Any]:
+    """Bring what the ranks saw into one table."""
+    first = ranks[0]
+    sizes = {size: summarise_size(ranks, size, tp_size=tp_size) for size in first["sizes"]}
+    summary: dict[str, Any] = {"sizes": sizes, "sliced_from_bytes": first["sliced_from_bytes"]}
+    if "default_group" in first:
+        summary["default_group"] = summarise_default_group(first["default_group"])
+    if "overlap" in first:
+        summary["overlap"] = first["overlap"]
+    return summary
+
+
+def summarise_size(ranks: tuple[dict[str, Any], ...], size_text: str, *, tp_size: int) -> dict[str, Any]:
+    """Set every method beside raw; of the tp ranks that send, the slowest counts in each turn."""
+    seen = [rank["sizes"][size_text] for rank in ranks]
+    first, senders = seen[0], seen[:tp_size]
+    turns = {
+        name: [max(times) for times in zip(*(sender["turns"][name] for sender in senders), strict=True)]
+        for name in first["turns"]
+    }
+    streamed_s = {name: max(rank["streamed"][name] for rank in seen) for name in turns}
+    answer = statistics.median(first["answer"])
+    rows = {}
+    for name, times in turns.items():
+        raw = "raw sliced" if name == "pgplan sliced" else "raw"
+        difference = interval([t - b for t, b in zip(times, turns[raw], strict=True)])
+        hop_s = max(1e-9, statistics.median(times) - answer)
+        raw_hop_s = max(1e-9, statistics.median(turns[raw]) - answer)
+        rows[name] = {
+            "round_trip_us": statistics.median(times) * 1e6,
+            "over_raw_us": [value * 1e6 for value in difference],
+            "hop_us": hop_s * 1e6,
+            "bandwidth_of_raw": raw_hop_s / hop_s,
+            "streamed_us": streamed_s[name] * 1e6,
+            "streamed_GB_per_s": int(size_text) / streamed_s[name] / 1e9,
+            "streamed_of_raw": streamed_s[raw] / streamed_s[name],
+            "bit_equal": all(rank["equal"][name] for rank in seen),
+            "sent_bytes_per_rank": first["sent"].get(name),
+        }
+    return {"repetitions": len(first["answer"]), "answer_us": answer * 1e6, "methods": rows}
+
+
+def summarise_default_group(found: dict[str, Any]) -> dict[str, Any]:
+    """Set the stateless group beside torch.distributed's default group."""
+    round_trips = {}
+    for size_text, turns in found["turns"].items():
+        difference = interval([s - d for s, d in zip(turns["stateless"], turns["default"], strict=True)])
+        round_trips[size_text] = {
+            "stateless_us": statistics.median(turns["stateless"]) * 1e6,
+            "default_us": statistics.median(turns["default"]) * 1e6,
+            "stateless_over_default_us": [value * 1e6 for value in difference],
+        }
+    return {"made": found["made"], "round_trips": round_trips}
+
+
+def show(layout: str, summary: dict[str, Any]) -> None:
+    print(f"\n{layout}")
+    print(
+        f"{'size':>8} {'method':<14} {'round trip':>11} {'over raw, 95 %':>26} {'of raw':>7} {'streamed':>18}"
+    )
+    for size_text, entry in summary["sizes"].items():
+        for name, row in entry["methods"].items():
+            median, low, high = row["over_raw_us"]
+            print(
+                f"{human(int(size_text)):>8} {name:<14} {row['round_trip_us']:8.1f} us "
+                f"{median:+8.1f} [{low:+6.1f}, {high:+6.1f}] {row['bandwidth_of_raw']:7.1%} "
+                f"{row['streamed_us']:8.1f} us {row['streamed_GB_per_s']:6.1f} GB/s"
+                + ("" if row["bit_equal"] else "  BYTES DIFFER")
+            )
+    if summary["sliced_from_bytes"] is not None or "tp 2" in layout:
+        print(f"pgplan slices from {summary['sliced_from_bytes']} bytes on, by what it measured")
+    if "overlap" in summary:
+        o = summary["overlap"]
+        parts = ", ".join(f"{name} {o[name] * 1e6:.0f} us" for name in ("compute", "hops", "both"))
+        print(f"overlap at {human(o['size_bytes'])}: {parts}")
+    if "default_group" in summary:
+        made = summary["default_group"]["made"]
+        print(f"made: stateless group {made['stateless_s']:.3f} s, default group {made['default_s']:.3f} s")
+        for size_text, row in summary["default_group"]["round_trips"].items():
+            median, low, high = row["stateless_over_default_us"]
+            print(
+                f"{human(int(size_text)):>8} stateless {row['stateless_us']:8.1f} us, "
+                f"over the default group {median:+6.1f} [{low:+6.1f}, {high:+6.1f}]"
+            )
+
+
+def verdicts(
+    layout: str, summary: dict[str, Any], *, pp_size: int, judged: bool
+) -> Iterator[tuple[bool, str]]:
+    """Hold a layout against what the hand-off has to show; a chain of stages makes ``pp_size - 1`` hops."""
+    for size_text, entry in summary["sizes"].items():
+        size = int(size_text)
+        for name, row in entry["methods"].items():
+            if not row["bit_equal"]:
+                yield False, f"{layout}, {human(size)}, {name}: the bytes differ"
+        for name in ("pgplan", "pgplan sliced"):
+            row = entry["methods"].get(name)
+            if row is None or not judged:
+                continue
+            if size < SMALL_BYTES:
+                median, low, high = (value / (pp_size - 1) for value in row["over_raw_us"])
+                said = f"{median:+.1f} us over raw per hop [{low:+.1f}, {high:+.1f}]"
+                yield median <= EXTRA_US, f"{layout}, {human(size)}, {name}: {said}"
+            elif size >= LARGE_BYTES:
+                share = row["bandwidth_of_raw"]
+                yield share >= SHARE, f"{layout}, {human(size)}, {name}: {share:.1%} of raw bandwidth"
+        sliced = entry["methods"].get("pgplan sliced")
+        if sliced:
+            sent = sliced["sent_bytes_per_rank"]
+            half = sent * 2 == entry["methods"]["pgplan"]["sent_bytes_per_rank"]
+            yield half, f"{layout}, {human(size)}: sliced sends {sent} bytes per rank"
+
+
+def human(size: int) -> str:
+    return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
