@@ -15,10 +15,11 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from planning import machine, summary
+from recording import RESULTS, in_a_cell, machine, met, save, summary
 
 import pgplan as pg
 from pgplan.engines import exporter_names, find_exporter
@@ -36,7 +37,7 @@ CONFIGURATIONS = ("llama-3.1-405b", "gpt-oss-120b", "gemma-3-27b", "deepseek-v3"
 
 def configuration(name: str, layers: int) -> dict[str, Any]:
     """Return a catalogue model's configuration with another depth."""
-    config = json.loads(json.dumps(dict(catalogue_entry(name).config)))
+    config: dict[str, Any] = json.loads(json.dumps(dict(catalogue_entry(name).config)))
     text = config.get("text_config", config)
     text.pop("layer_types", None)
     text["num_hidden_layers"] = layers
@@ -108,8 +109,8 @@ def checkpoint_times(repetitions: int) -> dict[str, dict[str, Any]]:
             results[title] = {
                 "tensors": count,
                 "files": files,
-                "headers": timed(lambda folder=folder: read_checkpoint(folder), fewer),
-                "model": timed(lambda folder=folder: pg.load_model(folder), fewer),
+                "headers": timed(partial(read_checkpoint, folder), fewer),
+                "model": timed(partial(pg.load_model, folder), fewer),
             }
     return results
 
@@ -145,19 +146,16 @@ def plan_times(repetitions: int) -> dict[str, dict[str, dict[str, float] | str]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=60)
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results/loading.json")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "loading.json")
     options = parser.parse_args()
     where = machine()
     checkpoints = checkpoint_times(options.repetitions)
     print(f"{'best / median / p95, CPU ms':28}{'tensors':>9}{'files':>7}{'headers':>24}{'load_model':>26}")
     for title, result in checkpoints.items():
-        cells = "".join(
-            f"{cell['best_ms']:.1f} / {cell['median_ms']:.1f} / {cell['p95_ms']:.1f}".rjust(25)
-            for cell in (result["headers"], result["model"])
-        )
+        cells = "".join(in_a_cell(times).rjust(25) for times in (result["headers"], result["model"]))
         print(f"{title:28}{result['tensors']:>9}{result['files']:>7}{cells}")
     first = next(iter(checkpoints.values()))["headers"]["median_ms"]
-    print(f"goal for 500 tensors {HEADERS_GOAL_MS:g}: {'met' if first <= HEADERS_GOAL_MS else 'MISSED'}\n")
+    print(f"goal for 500 tensors {HEADERS_GOAL_MS:g}: {met(first, HEADERS_GOAL_MS)}\n")
 
     plans = plan_times(max(3, options.repetitions // 10))
     print(f"load, plan and export {LAYERS} layers over {STAGES} stages, worst consumer, median CPU ms")
@@ -165,7 +163,7 @@ def main() -> None:
         medians = {each: cell["median_ms"] for each, cell in consumers.items() if isinstance(cell, dict)}
         worst = max(medians, key=lambda each: medians[each])
         refused = [each for each, cell in consumers.items() if isinstance(cell, str)]
-        verdict = "met" if medians[worst] <= PLAN_GOAL_MS else "MISSED"
+        verdict = met(medians[worst], PLAN_GOAL_MS)
         rest = f"; refused by {', '.join(refused)}" if refused else ""
         print(f"{name:20}{medians[worst]:>8.1f} ({worst})   goal {PLAN_GOAL_MS:g}: {verdict}{rest}")
     record = {
@@ -174,7 +172,7 @@ def main() -> None:
         "checkpoints": checkpoints,
         "plans": {"what": f"{LAYERS} layers, {STAGES} x {GPU}", "models": plans},
     }
-    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    save(options.output, record)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,17 @@ whole processes, ``import pgplan`` and a bare interpreter in turn.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("pgplan", "ipykernel", "ipywidgets")
+from recording import RESULTS, in_a_cell, machine, met, save, summary
+
 REPLAN_GOAL_MS, IMPORT_GOAL_MS = 16.0, 60.0
 MODEL, GPU, STAGES = "llama-3.1-405b", "H200 SXM 141GB", 64
 
@@ -106,39 +103,10 @@ def import_times(repetitions: int) -> dict[str, list[float]]:
     return times
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    """Return best, median and 95th percentile; the best is what the machine does undisturbed."""
-    ranked = sorted(values)
-    return {
-        "best_ms": round(ranked[0], 2),
-        "median_ms": round(statistics.median(ranked), 2),
-        "p95_ms": round(ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))], 2),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=100)
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results/planning.json")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "planning.json")
     options = parser.parse_args()
     where = machine()
     replans = in_a_kernel(options.repetitions)
@@ -151,13 +119,9 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name, steps in replans.items():
         results[name] = {step: summary(values) for step, values in steps.items()}
-        cells = "".join(
-            f"{cell['best_ms']:.1f} / {cell['median_ms']:.1f} / {cell['p95_ms']:.1f}".rjust(22)
-            for cell in results[name].values()
-        )
-        verdict = "met" if results[name]["both"]["median_ms"] <= REPLAN_GOAL_MS else "MISSED"
-        print(f"{name:16}{cells}   {verdict}")
-    verdict = "met" if import_ms <= IMPORT_GOAL_MS else "MISSED"
+        cells = "".join(in_a_cell(times).rjust(22) for times in results[name].values())
+        print(f"{name:16}{cells}   {met(results[name]['both']['median_ms'], REPLAN_GOAL_MS)}")
+    verdict = met(import_ms, IMPORT_GOAL_MS)
     print(f"import pgplan: {import_ms} ms above a bare interpreter, goal {IMPORT_GOAL_MS:g}: {verdict}")
     record = {
         "machine": where,
@@ -169,7 +133,7 @@ def main() -> None:
             "median_difference_ms": import_ms,
         },
     }
-    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    save(options.output, record)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
+PACKAGES = ("pgplan", "torch", "ipykernel", "ipywidgets")
 
 
 def machine(*packages: str) -> dict[str, Any]:
     """Return where, when and with what is measured.
 
     Args:
-        packages: Those whose versions matter beside those of pgplan and torch.
+        packages: Those whose versions matter beside the usual ones.
     """
     return {
         "cpu": _cpu(),
@@ -28,7 +29,7 @@ def machine(*packages: str) -> dict[str, Any]:
         "gpus": _gpus(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("pgplan", "torch", *packages)},
+        "packages": {name: _version(name) for name in (*PACKAGES, *packages)},
         "date": datetime.now(UTC).date().isoformat(),
     }
 
