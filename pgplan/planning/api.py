@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pgplan.engines import Engine, find_engine
+from pgplan.engines import Engine
 from pgplan.errors import PlanError
 from pgplan.hardware import Calibration, Cluster, find_calibration
 from pgplan.model import load_model
 from pgplan.model.spec import ModelSpec
 from pgplan.planning.advising import advise
 from pgplan.planning.choosing import choose_split
-from pgplan.planning.costing import Costing
+from pgplan.planning.costing import Costing, costing_for
 from pgplan.planning.evaluating import evaluate
 from pgplan.planning.record import OBJECTIVES, Objective, Plan
 from pgplan.split import format_split, parse_split
@@ -62,7 +62,7 @@ def plan(
     spec = model if isinstance(model, ModelSpec) else load_model(model)
     if isinstance(calibration, (str, Path)):
         calibration = find_calibration(calibration)
-    costing = Costing(spec, cluster, workload or Workload(), find_engine(engine), calibration=calibration)
+    costing = costing_for(spec, cluster, workload or Workload(), engine, calibration=calibration)
     given = _given_split(costing, split)
     if given is not None and None not in given:
         counts = tuple(count for count in given if count is not None)
@@ -76,8 +76,7 @@ def plan(
 
 def advised(plan: Plan) -> Plan:
     """Return a plan that was made without advice with it: what would fit where it does not."""
-    engine = find_engine(plan.engine)
-    return _with_advice(Costing(plan.model, plan.cluster, plan.workload, engine), plan)
+    return _with_advice(costing_for(plan.model, plan.cluster, plan.workload, plan.engine), plan)
 
 
 def _given_split(costing: Costing, split: str | Sequence[int | None]) -> tuple[int | None, ...] | None:

@@ -7,15 +7,17 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from itertools import accumulate
+from typing import Any, TypeVar
 
 from pgplan.cost import memory as sizes
-from pgplan.cost.pricing import TIERS, Price, weakest
+from pgplan.cost.pricing import Price, weakest
 from pgplan.cost.rates import Tier
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes
 from pgplan.cost.timing import Batch, Parts
-from pgplan.engines import Engine, StageMemory
+from pgplan.engines import Engine, StageMemory, find_engine
 from pgplan.errors import PlanError
 from pgplan.hardware import Calibration, Cluster
 from pgplan.model.spec import LayerSpec, ModelSpec
@@ -23,6 +25,9 @@ from pgplan.planning.phases import PhaseTimes, make_phase, pricers_for, sums
 from pgplan.split import check_stage_count
 from pgplan.workload import Workload
 
+_T = TypeVar("_T")
+# About two megabytes of stages.
+_MOST_KEPT = 4096
 _ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -60,6 +65,16 @@ class Costing:
         self.calibration = calibration
         self.pricers = pricers_for(model, cluster, calibration)
         self._times: dict[tuple[bool, int], PhaseTimes] = {}
+        self._kept: dict[Hashable, Any] = {}
+
+    def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """Return what was made under ``key`` before, else make it: of two splits most stages are equal."""
+        found: _T | None = self._kept.get(key)
+        if found is None:
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            found = self._kept[key] = make()
+        return found
 
     # --- memory ---------------------------------------------------------------------------------------
 
@@ -152,6 +167,9 @@ class Costing:
 
     def stage_memory(self, stage: int, start: int, stop: int) -> StageMemory:
         """Return the bytes of a range on a stage, as the engine's KV rule asks for them."""
+        return self.kept((stage, start, stop), lambda: self._range_memory(stage, start, stop))
+
+    def _range_memory(self, stage: int, start: int, stop: int) -> StageMemory:
         kinds = self.range_kinds(start, stop)
         weights = self.range_layer_bytes(start, stop) + sum(self.outside_bytes(stage))
         return StageMemory(
@@ -165,7 +183,7 @@ class Costing:
 
     def kv_budget_bytes(self, stage: int, start: int, stop: int) -> int:
         """Return the bytes that a range on a stage leaves for its KV cache, seen alone."""
-        return self.kv_rule.budget_bytes(self.stage_memory(stage, start, stop))
+        return self.kv_rule.budget_bytes(self._range_memory(stage, start, stop))
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -224,33 +242,17 @@ class Costing:
             seconds += times.last[gpu].seconds
         return seconds
 
-    def stage_prices(self, times: PhaseTimes, stage: int, start: int, stop: int) -> list[tuple[Price, int]]:
-        """Return the prices that make up a range on a stage, each with how often it occurs."""
-        gpu = self.cluster.gpus[stage]
-        found = [
-            (times.layers[gpu][kind], counts[stop] - counts[start])
-            for kind, counts in enumerate(self._kind_counts)
-        ]
-        if stage == 0:
-            found.append((times.first[gpu], 1))
-        if stage == self.cluster.pp_size - 1:
-            found.append((times.last[gpu], 1))
-        return found
+    def stage_detail(self, times: PhaseTimes, stage: int, start: int, stop: int) -> tuple[Parts, Tier, float]:
+        """Return where the compute seconds of a range on a stage go, their weakest tier, and their error."""
+        gpu, is_first, is_last = self.cluster.gpus[stage], stage == 0, stage == self.cluster.pp_size - 1
+        counts = tuple(counts[stop] - counts[start] for counts in self._kind_counts)
 
-    def stage_parts(self, times: PhaseTimes, stage: int, start: int, stop: int) -> Parts:
-        """Return where the compute seconds of a range on a stage go."""
-        totals: dict[str, float] = {}
-        for price, count in self.stage_prices(times, stage, start, stop):
-            for part, seconds in price.parts if count else ():
-                totals[part] = totals.get(part, 0.0) + count * seconds
-        return tuple((part, seconds) for part, seconds in totals.items() if seconds)
+        def add_up() -> tuple[Parts, Tier, float]:
+            prices = [*zip(times.layers[gpu], counts, strict=True)]
+            prices += [(times.first[gpu], 1)] * is_first + [(times.last[gpu], 1)] * is_last
+            return (_parts(prices), *weakest(prices))
 
-    def stage_trust(
-        self, phases: Sequence[PhaseTimes], stage: int, start: int, stop: int
-    ) -> tuple[Tier, float]:
-        """Return the weakest tier of a range's times on a stage, and how far they may be off."""
-        found = [weakest(self.stage_prices(times, stage, start, stop)) for times in phases]
-        return min((tier for tier, _ in found), key=TIERS.index), max(error for _, error in found)
+        return self.kept((times.batch.decode, times.batch.tokens, gpu, is_first, is_last, counts), add_up)
 
     def stage_classes(self) -> tuple[int, ...]:
         """Return a number per stage; equal numbers cost the same for equal ranges."""
@@ -263,3 +265,34 @@ class Costing:
         # The search looks classes up thousands of times; hashing a device each time would show.
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return tuple(numbers[key] for key in keys)
+
+
+def _parts(prices: Sequence[tuple[Price, int]]) -> Parts:
+    """Add up prices, each with how often it occurs, part by part."""
+    totals: dict[str, float] = {}
+    for price, count in prices:
+        for part, seconds in price.parts if count else ():
+            totals[part] = totals.get(part, 0.0) + count * seconds
+    return tuple((part, seconds) for part, seconds in totals.items() if seconds)
+
+
+def costing_for(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    engine: str | Engine,
+    *,
+    calibration: Calibration | None = None,
+) -> Costing:
+    """Return a ``Costing``: the one of last time where nothing but the split has changed since.
+
+    One with a calibration is made anew: it notes what the calibration does not reach while it is asked.
+    """
+    if calibration is None and isinstance(engine, str):
+        return _costing_for(model, cluster, workload, engine)
+    return Costing(model, cluster, workload, find_engine(engine), calibration=calibration)
+
+
+@lru_cache(maxsize=4)
+def _costing_for(model: ModelSpec, cluster: Cluster, workload: Workload, engine: str) -> Costing:
+    return Costing(model, cluster, workload, find_engine(engine))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from pgplan.cost.memory import graph_bytes
-from pgplan.cost.pipeline import Flow, flow
+from pgplan.cost.pipeline import Flow
 from pgplan.cost.pricing import TIERS
-from pgplan.engines import KVCapacity, StageMemory
-from pgplan.planning.choosing import requests_held
+from pgplan.engines import KVCapacity
 from pgplan.planning.costing import Costing
-from pgplan.planning.phases import PhaseTimes
-from pgplan.planning.record import Bottleneck, Objective, Plan, StagePlan, split_ranges
+from pgplan.planning.outcome import Outcome, weigh
+from pgplan.planning.record import Bottleneck, Objective, Plan, StagePlan
 
 GIB = 1 << 30
 
@@ -29,34 +27,14 @@ def evaluate(
     notes: tuple[str, ...] = (),
 ) -> Plan:
     """Evaluate a split under everything that ``costing`` was prepared for."""
-    ranges = split_ranges(split)
-    memory = [costing.stage_memory(stage, *span) for stage, span in enumerate(ranges)]
-    capacity = costing.kv_rule.capacity(ranges, memory)
-    workload = costing.workload
-    budgets = _effective_budgets(costing, capacity)
-    units = min(costing.kv_rule.units(*span, budget) for span, budget in zip(ranges, budgets, strict=True))
-    held = requests_held(costing, units)
-    if capacity.state_requests is not None:
-        held = min(held, capacity.state_requests)
-    served = max(1, min(workload.concurrency, costing.settings.max_num_seqs, held))
-    microbatches, batch = costing.microbatches(served)
-    prefill, decode = costing.prefill_times(), costing.decode_times(batch)
-    chunks = -(-workload.concurrency * workload.prompt_tokens // costing.prefill_tokens)
-    prefill_flow = _flow(costing, prefill, split, microbatches=min(costing.cluster.pp_size, chunks))
-    decode_flow = _flow(costing, decode, split, microbatches=microbatches)
-    stages = tuple(
-        replace(
-            _stage(costing, memory[stage], capacity, prefill=prefill, decode=decode, stage=stage, span=span),
-            state_bytes=costing.kv_rule.state_bytes(*span, budgets[stage], requests=served),
-            state_bytes_per_sequence=costing.kv_rule.sequence_bytes(*span),
-        )
-        for stage, span in enumerate(ranges)
-    )
-    problems = _problems(costing, capacity, held)
+    outcome = weigh(costing, split)
+    capacity, prefill_flow, decode_flow = outcome.capacity, outcome.prefill_flow, outcome.decode_flow
+    stages = tuple(_kept_stage(costing, outcome, stage) for stage in range(len(split)))
+    problems = _problems(costing, capacity, outcome.held)
     return Plan(
         model=costing.model,
         cluster=costing.cluster,
-        workload=workload,
+        workload=costing.workload,
         engine=costing.engine.label,
         settings=costing.settings,
         split=split,
@@ -64,15 +42,15 @@ def evaluate(
         stages=stages,
         kv_tokens=capacity.tokens,
         kv_requests=capacity.requests,
-        microbatches=microbatches,
-        decode_batch=batch,
+        microbatches=outcome.microbatches,
+        decode_batch=outcome.batch,
         prefill_tokens=costing.prefill_tokens,
         prefill_cycle_s=prefill_flow.cycle_s,
         decode_cycle_s=decode_flow.cycle_s,
         prefill_latency_s=prefill_flow.latency_s,
         decode_latency_s=decode_flow.latency_s,
-        prefill_tokens_per_s=costing.prefill_tokens / prefill_flow.period_s,
-        decode_tokens_per_s=served / microbatches / decode_flow.period_s,
+        prefill_tokens_per_s=outcome.prefill_tokens_per_s,
+        decode_tokens_per_s=outcome.decode_tokens_per_s,
         fits=not problems,
         problems=problems,
         bottleneck=_bottleneck(costing, stages, capacity, objective, problems),
@@ -80,7 +58,7 @@ def evaluate(
         time_error=max(stage.time_error for stage in stages),
         memory_error=_KV_ERROR + max(gpu.memory_error for gpu in costing.cluster.gpus),
         notes=(
-            *(() if problems else _flow_notes(costing, decode_flow, microbatches, served=served, held=held)),
+            *(() if problems else _flow_notes(costing, outcome)),
             *(() if problems else _headroom_notes(stages)),
             *_calibration_notes(costing, stages),
             *_accuracy_notes(costing, decode_flow),
@@ -92,44 +70,31 @@ def evaluate(
     )
 
 
-def _effective_budgets(costing: Costing, capacity: KVCapacity) -> tuple[int, ...]:
-    budgets = capacity.budget_bytes
-    return (min(budgets),) * len(budgets) if costing.kv_rule.coupled else budgets
+def _kept_stage(costing: Costing, outcome: Outcome, stage: int) -> StagePlan:
+    """Return a stage's plan; where all that it depends on is as in an earlier split, that one's."""
+    capacity = outcome.capacity
+    key = (
+        *("plan", stage, outcome.ranges[stage], outcome.pools[stage], outcome.served, outcome.batch),
+        *(capacity.budget_bytes[stage], capacity.stage_tokens[stage], capacity.used_bytes[stage]),
+    )
+    return costing.kept(key, lambda: _stage(costing, outcome, stage))
 
 
-def _flow(costing: Costing, times: PhaseTimes, split: tuple[int, ...], *, microbatches: int) -> Flow:
-    compute = [costing.stage_s(times, stage, *span) for stage, span in enumerate(split_ranges(split))]
-    return flow(compute, times.handoff_s, microbatches=microbatches)
-
-
-def _stage(
-    costing: Costing,
-    memory: StageMemory,
-    capacity: KVCapacity,
-    *,
-    prefill: PhaseTimes,
-    decode: PhaseTimes,
-    stage: int,
-    span: tuple[int, int],
-) -> StagePlan:
-    model, gpu = costing.model, costing.cluster.gpus[stage]
+def _stage(costing: Costing, outcome: Outcome, stage: int) -> StagePlan:
+    span, memory, capacity = outcome.ranges[stage], outcome.memory[stage], outcome.capacity
+    prefill, decode = outcome.prefill, outcome.decode
+    gpu = costing.cluster.gpus[stage]
     kinds = costing.range_kinds(*span)
     embedding, head, tower = costing.outside_bytes(stage)
     activation, logits = costing.peaks(stage, kinds)
-    outside = (stage == 0) * sum(weight.parameters for weight in model.towers)
-    if embedding:
-        outside += sum(weight.parameters for weight in (model.embedding, *model.beside_embedding))
-    if costing.placement.has_head(stage, costing.cluster.pp_size):
-        outside += model.head.parameters
-    if stage == costing.cluster.pp_size - 1:
-        outside += sum(norm.parameters for norm in model.final_norm) + costing.draft_parameters
-    tier, time_error = costing.stage_trust((prefill, decode), stage, *span)
+    prefill_parts, prefill_tier, prefill_error = costing.stage_detail(prefill, stage, *span)
+    decode_parts, decode_tier, decode_error = costing.stage_detail(decode, stage, *span)
     return StagePlan(
         stage=stage,
         start=span[0],
         stop=span[1],
         gpu=gpu.name,
-        parameters=costing.range_parameters(*span) + outside,
+        parameters=costing.range_parameters(*span) + _outside_parameters(costing, stage),
         layer_bytes=costing.range_layer_bytes(*span),
         embedding_bytes=embedding,
         head_bytes=head,
@@ -145,15 +110,30 @@ def _stage(
         kv_bytes_per_token=capacity.bytes_per_token[stage],
         kv_tokens=capacity.stage_tokens[stage],
         kv_used_bytes=capacity.used_bytes[stage],
+        state_bytes=costing.kv_rule.state_bytes(*span, outcome.pools[stage], requests=outcome.served),
+        state_bytes_per_sequence=costing.kv_rule.sequence_bytes(*span),
         prefill_s=costing.stage_s(prefill, stage, *span),
         decode_s=costing.stage_s(decode, stage, *span),
         prefill_handoff_s=prefill.handoff_s[stage],
         decode_handoff_s=decode.handoff_s[stage],
-        prefill_parts=costing.stage_parts(prefill, stage, *span),
-        decode_parts=costing.stage_parts(decode, stage, *span),
-        tier=tier,
-        time_error=time_error,
+        prefill_parts=prefill_parts,
+        decode_parts=decode_parts,
+        tier=min(prefill_tier, decode_tier, key=TIERS.index),
+        time_error=max(prefill_error, decode_error),
     )
+
+
+def _outside_parameters(costing: Costing, stage: int) -> int:
+    """Count the parameters that a stage holds beside its layers."""
+    model, last = costing.model, costing.cluster.pp_size - 1
+    count = sum(weight.parameters for weight in model.towers) if stage == 0 else 0
+    if costing.has_embedding(stage) and costing.embedding_bytes:
+        count += sum(weight.parameters for weight in (model.embedding, *model.beside_embedding))
+    if costing.placement.has_head(stage, costing.cluster.pp_size):
+        count += model.head.parameters
+    if stage == last:
+        count += sum(norm.parameters for norm in model.final_norm) + costing.draft_parameters
+    return count
 
 
 def _problems(costing: Costing, capacity: KVCapacity, held: int) -> tuple[str, ...]:
@@ -221,16 +201,15 @@ def _why_slow(slowest: StagePlan, busy: list[float], phase: str) -> str:
     )
 
 
-def _flow_notes(
-    costing: Costing, decode: Flow, microbatches: int, *, served: int, held: int
-) -> tuple[str, ...]:
+def _flow_notes(costing: Costing, outcome: Outcome) -> tuple[str, ...]:
     """Say where the workload leaves the pipeline half empty, or does not fit in whole."""
     pp_size, workload = costing.cluster.pp_size, costing.workload
+    microbatches, served, held = outcome.microbatches, outcome.served, outcome.held
     notes = []
     if microbatches < pp_size:
         notes.append(
             f"{microbatches} of {pp_size} microbatches are in flight during decode, so a step takes the sum "
-            f"over the stages ({decode.latency_s * 1e3:.1f} ms) and the split hardly matters; "
+            f"over the stages ({outcome.decode_flow.latency_s * 1e3:.1f} ms) and the split hardly matters; "
             f"more requests, or smaller prefill chunks, fill the pipeline"
         )
     if held < workload.concurrency:

@@ -10,8 +10,9 @@ from pgplan.engines import find_engine
 from pgplan.errors import PgplanError
 from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
-from pgplan.planning.costing import Costing
+from pgplan.planning.costing import costing_for
 from pgplan.planning.evaluating import evaluate
+from pgplan.planning.outcome import weigh
 from pgplan.planning.record import Plan, split_ranges
 from pgplan.workload import Workload
 
@@ -51,12 +52,12 @@ def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
     """
     if plan.pp_size == 1 or plan.bottleneck.stage in pinned:
         return None
-    costing = Costing(plan.model, plan.cluster, plan.workload, find_engine(plan.engine))
+    costing = costing_for(plan.model, plan.cluster, plan.workload, plan.engine)
     quantity = plan.bottleneck.resource
     now = worth(plan, quantity)
     found: Move | None = None
     for target, split in _moves(plan, pinned):
-        then = worth(evaluate(costing, split), quantity)
+        then = weigh(costing, split).worth(quantity)
         gain = then - now if quantity == "memory" else then / now - 1 if now > 0 else 0.0
         if gain > max(_LEAST_GAIN, found.gain if found else 0.0):
             found = Move(
@@ -78,7 +79,7 @@ def _own_split_plan(model: ModelSpec, cluster: Cluster, workload: Workload, engi
         split = found.default_split(model.num_layers, cluster.pp_size)
     except PgplanError:
         return None
-    return evaluate(Costing(model, cluster, workload, found), split) if min(split) >= 1 else None
+    return evaluate(costing_for(model, cluster, workload, engine), split) if min(split) >= 1 else None
 
 
 def worth(plan: Plan, quantity: str) -> float:

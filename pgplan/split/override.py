@@ -54,7 +54,7 @@ def parse_split(split: str | Iterable[SupportsIndex | str | None], *, num_layers
             f"{pp_size}; give {pp_size} counts, e.g. {_example(num_layers, pp_size)}"
         )
     pins = tuple(
-        _count(item, stage=stage, given=given, example=_example(num_layers, pp_size))
+        _count(item, stage=stage, given=given, shape=(num_layers, pp_size))
         for stage, item in enumerate(items)
     )
     _check_sum(pins, num_layers=num_layers, given=given)
@@ -105,8 +105,8 @@ def _items(
     return list(split.split(","))
 
 
-def _count(item: SupportsIndex | str | None, *, stage: int, given: str, example: str) -> int | None:
-    """Return the count of one stage, ``None`` if it is free."""
+def _count(item: SupportsIndex | str | None, *, stage: int, given: str, shape: tuple[int, int]) -> int | None:
+    """Return the count of one stage, ``None`` if it is free; ``shape`` is layers and stages."""
     if item is None:
         return None
     if isinstance(item, str):
@@ -133,7 +133,7 @@ def _count(item: SupportsIndex | str | None, *, stage: int, given: str, example:
         consequence = ""
     raise SplitError(
         f"a layer count is a whole number of at least 1, plain digits, but stage {stage} of {given!r} "
-        f"has {shown}{consequence}; give e.g. {example}"
+        f"has {shown}{consequence}; give e.g. {_example(*shape)}"
     )
 
 
