@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from handoff_table import EXTRA_US, SHARE
 from planning import IMPORT_GOAL_MS, REPLAN_GOAL_MS
+from recording import RESULTS
 from widget import KERNEL_GOAL_MS, PAINT_GOAL_MS
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- benchmarks/readme.py writes from here -->\n"
 END = "<!-- to here -->\n"
 SPLIT_GOAL_MS, SPLIT_GOAL_FASTER = 10.0, 100.0
@@ -50,35 +51,45 @@ def verdict(value: float, goal: float, *, least: bool = False) -> str:
     return "" if met else " **missed**"
 
 
+def header(*columns: str) -> Iterator[str]:
+    """Yield the head of a table, and the rule under it."""
+    yield row(*columns)
+    yield "|---" * len(columns) + "|"
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def planning_table(result: dict[str, Any]) -> Iterator[str]:
     yield f"Re-plan and SVG in a kernel ({result['what']}) and import, median ms:\n"
-    yield "| what | goal | median |"
-    yield "|---|---|---|"
-    for name, times in result["replan"].items():
-        median = times["both"]["median_ms"]
-        yield f"| {name} | {REPLAN_GOAL_MS:g} | {median:.1f}{verdict(median, REPLAN_GOAL_MS)} |"
-    median = result["import"]["median_difference_ms"]
-    yield (
-        f"| `import pgplan` over a bare interpreter | {IMPORT_GOAL_MS:g} "
-        f"| {median:.1f}{verdict(median, IMPORT_GOAL_MS)} |"
-    )
+    yield from header("what", "goal", "median")
+    import_ms = result["import"]["median_difference_ms"]
+    for name, median, goal in (
+        *((name, times["both"]["median_ms"], REPLAN_GOAL_MS) for name, times in result["replan"].items()),
+        ("`import pgplan` over a bare interpreter", import_ms, IMPORT_GOAL_MS),
+    ):
+        yield row(name, f"{goal:g}", f"{median:.1f}{verdict(median, goal)}")
     yield f"\n{machine(result)}\n"
 
 
 def widget_table(result: dict[str, Any]) -> Iterator[str]:
-    goals = f"goal {KERNEL_GOAL_MS:g} | p95 in the browser over a bare HTML widget, goal {PAINT_GOAL_MS:g}"
     yield f"The planner in JupyterLab and Chromium ({result['what']}), ms:\n"
-    yield f"| change | median in the kernel, {goals} | median / p95 in the browser |"
-    yield "|---|---|---|---|"
+    yield from header(
+        "change",
+        f"median in the kernel, goal {KERNEL_GOAL_MS:g}",
+        f"p95 in the browser over a bare HTML widget, goal {PAINT_GOAL_MS:g}",
+        "median / p95 in the browser",
+    )
     for name, times in result["times"].items():
         kernel, paint = times["kernel"]["median_ms"], times["paint"]
-        cells = f"{kernel:.1f} | -" if name == "bare" else ""
-        if not cells:
+        kernel_cell, over_cell = f"{kernel:.1f}", "-"
+        if name != "bare":
             over = times["paint_over_bare_p95_ms"]
-            cells = (
-                f"{kernel:.1f}{verdict(kernel, KERNEL_GOAL_MS)} | {over:.1f}{verdict(over, PAINT_GOAL_MS)}"
-            )
-        yield f"| {WIDGET_CHANGES[name]} | {cells} | {paint['median_ms']:.1f} / {paint['p95_ms']:.1f} |"
+            kernel_cell += verdict(kernel, KERNEL_GOAL_MS)
+            over_cell = f"{over:.1f}{verdict(over, PAINT_GOAL_MS)}"
+        seen = f"{paint['median_ms']:.1f} / {paint['p95_ms']:.1f}"
+        yield row(WIDGET_CHANGES[name], kernel_cell, over_cell, seen)
     lost = sum(one["wanted"] != one["kernel"] for one in result["bursts"])
     before, after = result["growth"]["before"], result["growth"]["after"]
     memory, nodes = (after[key] - before[key] for key in ("kernel_mib", "nodes"))
@@ -93,18 +104,17 @@ def split_tables(result: dict[str, Any]) -> Iterator[str]:
     largest = [cell for cell in result["cells"] if LARGEST.items() <= cell.items()]
     yield "Optimiser and peers from their packages: slowest stage over the optimum, and median ms of a call"
     yield "for 10,000 layers over 256 stages (additive costs: like an LLM's / random):\n"
-    yield "| partitioner | not optimal in 400 small cases | worst | empty stages | 10,000 over 256 |"
-    yield "|---|---|---|---|---|"
+    yield from header(
+        "partitioner", "not optimal in 400 small cases", "worst", "empty stages", "10,000 over 256"
+    )
     for small in result["small_cases"]:
         name = small["partitioner"]
         cells = {cell["costs"]: cell for cell in largest if cell["partitioner"] == name}
         times = " / ".join(
             f"{cell['median_ms']:,.1f}" if "median_ms" in cell else "left out" for cell in cells.values()
         )
-        yield (
-            f"| {name} | {small['not_optimal']} | {small['worst_ratio']:.2f} "
-            f"| {small['with_empty_stage']} | {times} |"
-        )
+        worst = f"{small['worst_ratio']:.2f}"
+        yield row(name, small["not_optimal"], worst, small["with_empty_stage"], times)
     for duel in result["duel"]:
         median, faster = duel["median_ms"], duel["faster"]
         yield (
@@ -119,44 +129,44 @@ def metadata_table(result: dict[str, Any]) -> Iterator[str]:
     ranks = (2, 4, 8, 16)
     medians = {(op, size, n, who): seconds for op, size, n, who, seconds, _ in result["rows"]}
     yield "Metadata plane over socket pairs: times faster than vLLM 0.33's own file, in the same processes:\n"
-    yield f"| operation | {' | '.join(f'{n} ranks' for n in ranks)} | goals |"
-    yield "|---|" + "---|" * (len(ranks) + 1)
+    yield from header("operation", *(f"{n} ranks" for n in ranks), "goals")
     for (operation, size), goals in METADATA_GOALS.items():
         cells = []
         for n, goal in zip(ranks, goals, strict=True):
             faster = medians[operation, size, n, "vLLM"] / medians[operation, size, n, "pgplan sockets"]
             cells.append(f"{faster:.1f}{verdict(faster, goal, least=True) if goal else ''}")
         wanted = " / ".join(f"{goal:g}" if goal else "-" for goal in goals)
-        yield f"| {operation} {size} | {' | '.join(cells)} | {wanted} |"
+        yield row(f"{operation} {size}", *cells, wanted)
     yield f"\n{result['machine']}, Python {result['versions']['python']}, {result['date']}.\n"
 
 
 def handoff_table(result: dict[str, Any]) -> Iterator[str]:
     yield "Hand-off between stages over NCCL against one raw send of the same bytes, in turn, bit-equal:\n"
-    yield "| layout | up to 128 KiB, us over raw per hop (goal 5) | 16 / 64 / 256 MiB, % of raw (goal 97) |"
-    yield "|---|---|---|"
+    yield from header(
+        "layout",
+        f"up to 128 KiB, us over raw per hop (goal {EXTRA_US:g})",
+        f"16 / 64 / 256 MiB, % of raw (goal {100 * SHARE:g})",
+    )
     for layout, summary in result["layouts"].items():
         hops = int(layout.split()[1]) - 1
         for name in ("pgplan", "pgplan sliced"):
-            rows = {int(size): entry["methods"].get(name) for size, entry in summary["sizes"].items()}
-            if not all(rows.values()):
+            sizes = {int(size): entry["methods"].get(name) for size, entry in summary["sizes"].items()}
+            if not all(sizes.values()):
                 continue
-            small = max(row["over_raw_us"][0] / hops for size, row in rows.items() if size <= 128 << 10)
-            shares = [100 * rows[size << 20]["bandwidth_of_raw"] for size in (16, 64, 256)]
-            large = " / ".join(f"{share:.1f}{verdict(share, 97, least=True)}" for share in shares)
+            small = max(seen["over_raw_us"][0] / hops for size, seen in sizes.items() if size <= 128 << 10)
+            shares = [sizes[size << 20]["bandwidth_of_raw"] for size in (16, 64, 256)]
+            large = " / ".join(f"{100 * share:.1f}{verdict(share, SHARE, least=True)}" for share in shares)
             how = "sliced by tp" if "sliced" in name else "whole"
-            yield f"| {layout}, {how} | {small:+.1f}{verdict(small, 5)} | {large} |"
+            yield row(f"{layout}, {how}", f"{small:+.1f}{verdict(small, EXTRA_US)}", large)
     yield f"\n{gpus(result)}\n"
 
 
 def faults_table(result: dict[str, Any]) -> Iterator[str]:
     yield "Workers on GPUs that fail in a collective: seen by the launcher, all gone, memory free:\n"
-    yield "| fault | repetitions | seen, ms | gone, ms | GPU memory back, ms | |"
-    yield "|---|---|---|---|---|---|"
-    for name, row in result["rows"].items():
-        times = (1e3 * row[key]["median"] for key in ("detected_s", "gone_s", "memory_back_s"))
-        cells = " | ".join(f"{value:.0f}" for value in times)
-        yield f"| {name} | {row['repetitions']} | {cells} | {'**missed**' if row['wrong'] else ''} |"
+    yield from header("fault", "repetitions", "seen, ms", "gone, ms", "GPU memory back, ms", "")
+    for name, seen in result["rows"].items():
+        times = [f"{1e3 * seen[key]['median']:.0f}" for key in ("detected_s", "gone_s", "memory_back_s")]
+        yield row(name, seen["repetitions"], *times, "**missed**" if seen["wrong"] else "")
     yield "\nA hang has to be gone 500 ms after the limit, all else 2 s after it was seen (a deaf rank 4 s)."
     yield f"{gpus(result)}\n"
 
