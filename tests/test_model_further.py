@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from built_models import Both, Case, decoder_layers, read_and_built, size
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pgplan.errors import ModelError
@@ -43,8 +44,8 @@ def falcon(hidden: int, layers: int, heads: int, kv: int, vocab: int, **more: An
 
 
 NEW = {"new_decoder_architecture": True}
-# name: (model_type, architecture, the sizes that are published)
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+# The sizes are those that are published.
+CASES: dict[str, Case] = {
     "falcon-7b": ("falcon", "FalconForCausalLM", falcon(4544, 32, 71, 71, 65024)),
     "falcon-40b": ("falcon", "FalconForCausalLM", falcon(8192, 60, 128, 8, 65024, **NEW)),
     "falcon-180b": ("falcon", "FalconForCausalLM", falcon(14848, 80, 232, 8, 65024, **NEW)),
@@ -126,14 +127,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "stablelm",
         "StableLmForCausalLM",
         sizes(
-            5120,
-            13824,
-            40,
-            32,
-            100352,
-            num_key_value_heads=8,
-            qk_layernorm=True,
-            use_parallel_residual=True,
+            5120, 13824, 40, 32, 100352, num_key_value_heads=8, qk_layernorm=True, use_parallel_residual=True
         ),
     ),
     "stablelm-2-1.6b": (
@@ -161,16 +155,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hunyuan-7b": (
         "hunyuan_v1_dense",
         "HunYuanDenseV1ForCausalLM",
-        sizes(
-            4096,
-            14336,
-            32,
-            32,
-            128167,
-            num_key_value_heads=8,
-            head_dim=128,
-            tie_word_embeddings=True,
-        ),
+        sizes(4096, 14336, 32, 32, 128167, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True),
     ),
     "exaone-4-32b": (
         "exaone4",
@@ -404,6 +389,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
+# The classes' own token ids need not lie in another vocabulary.
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
 # Which module of a layer is which part, by the names that transformers' modules have.
 PARTS = (
     ("shared_experts", r"shared_experts|shared_mlp"),
@@ -416,27 +404,9 @@ PARTS = (
 
 
 @pytest.fixture(scope="module", params=CASES)
-def both(request: pytest.FixtureRequest) -> tuple[ModelSpec, torch.nn.Module]:
+def both(request: pytest.FixtureRequest) -> Both:
     """Return the model as pgplan reads it, and as transformers builds it."""
-    model_type, architecture, keys = CASES[request.param]
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(configuration(model_type, keys))
-    return load_model({"architectures": [architecture], **keys}), built
-
-
-def configuration(model_type: str, keys: dict[str, Any]) -> Any:
-    # The classes' own token ids need not lie in another vocabulary.
-    return AutoConfig.for_model(model_type, **keys, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-
-
-def size(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def decoder_layers(built: torch.nn.Module) -> torch.nn.ModuleList:
-    depth = built.config.get_text_config().num_hidden_layers
-    lists = (module for module in built.modules() if isinstance(module, torch.nn.ModuleList))
-    return next(found for found in lists if len(found) == depth)
+    return read_and_built(CASES[request.param], **TOKENS)
 
 
 def parts(layer: torch.nn.Module) -> dict[str, int]:
@@ -447,14 +417,14 @@ def parts(layer: torch.nn.Module) -> dict[str, int]:
     return counted
 
 
-def test_every_part_is_what_the_architecture_builds(both: tuple[ModelSpec, torch.nn.Module]) -> None:
+def test_every_part_is_what_the_architecture_builds(both: Both) -> None:
     model, built = both
     assert model.parameters == size(built)
     ours = [layer.parameters_by_part() for layer in model.layers]
     assert ours == [parts(layer) for layer in decoder_layers(built)]
 
 
-def test_what_stands_outside_is_what_the_architecture_builds(both: tuple[ModelSpec, torch.nn.Module]) -> None:
+def test_what_stands_outside_is_what_the_architecture_builds(both: Both) -> None:
     model, built = both
     embedding, head = built.get_input_embeddings(), built.get_output_embeddings()
     assert (model.embedding.rows, model.embedding.cols) == tuple(embedding.weight.shape)
@@ -465,7 +435,7 @@ def test_what_stands_outside_is_what_the_architecture_builds(both: tuple[ModelSp
     assert sum(weight.parameters for weight in outside) == rest
 
 
-def test_attention_is_what_the_architecture_builds(both: tuple[ModelSpec, torch.nn.Module]) -> None:
+def test_attention_is_what_the_architecture_builds(both: Both) -> None:
     model, built = both
     config = built.config
     types = getattr(config, "layer_types", None)
@@ -478,9 +448,7 @@ def test_attention_is_what_the_architecture_builds(both: tuple[ModelSpec, torch.
     assert model.layers[0].attention.q_heads == config.num_attention_heads
 
 
-def test_the_configuration_that_transformers_writes_is_the_same(
-    both: tuple[ModelSpec, torch.nn.Module],
-) -> None:
+def test_the_configuration_that_transformers_writes_is_the_same(both: Both) -> None:
     model, built = both
     written = {**built.config.to_dict(), "architectures": [model.architecture], "dtype": "bfloat16"}
     assert load_model(written).parameters == model.parameters
@@ -531,7 +499,7 @@ def shrunk(keys: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_checkpoint_has_the_names_of_the_family(name: str, tmp_path: Path) -> None:
     model_type, architecture, keys = CASES[name]
-    built = AutoModelForCausalLM.from_config(configuration(model_type, shrunk(keys)))
+    built = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shrunk(keys), **TOKENS))
     built.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="200KB")
     config = tmp_path / "config.json"
     # To transformers some of the architectures are others' (InternLM 3 is a Llama).

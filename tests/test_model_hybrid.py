@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from built_models import SMALL, Both, Case, decoder_layers, read_and_built, size
 
 from pgplan.cost.rates import roofline_error
 from pgplan.cost.sharding import check_tp_size, rank_bytes
@@ -29,16 +29,7 @@ from pgplan.verification.shards import check_supported
 
 # --- against the architectures' own code ------------------------------------------------------------------
 
-BASE = {
-    "hidden_size": 96,
-    "intermediate_size": 136,
-    "num_hidden_layers": 9,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 320,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-}
+BASE = {**SMALL, "num_hidden_layers": 9}
 DELTA = {
     **BASE,
     "head_dim": 20,
@@ -113,7 +104,7 @@ SINGLE_GROUP = {**MAMBA2, "mamba_d_ssm": 192, "mamba_n_groups": 1}
 FALCON = {**MAMBA2, "mamba_d_ssm": 192, "mamba_rms_norm": True}
 
 # (model_type, architecture, configuration)
-CASES: list[tuple[str, str, dict[str, Any]]] = [
+CASES: list[Case] = [
     ("qwen3_next", "Qwen3NextForCausalLM", {**DELTA_MOE, "mlp_only_layers": [2], "attention_bias": True}),
     ("qwen3_5_text", "Qwen3_5ForCausalLM", {**DELTA, "tie_word_embeddings": True}),
     ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", DELTA_MOE),
@@ -239,28 +230,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case[1])
-def both(request: pytest.FixtureRequest) -> tuple[ModelSpec, Any]:
+def both(request: pytest.FixtureRequest) -> Both:
     """Return the model as pgplan reads it, and as transformers builds it."""
-    model_type, architecture, keys = request.param
-    config = AutoConfig.for_model(model_type, **keys)
-    auto = AutoModelForImageTextToText if "vision_config" in keys else AutoModelForCausalLM
-    with torch.device("meta"):
-        built = auto.from_config(config)  # type: ignore[no-untyped-call]
-    return load_model({"architectures": [architecture], **keys}), built
+    return read_and_built(request.param)
 
 
-def size(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def decoder_layers(built: torch.nn.Module) -> torch.nn.ModuleList:
-    text = getattr(built, "model", built)
-    text = getattr(text, "language_model", text)
-    assert isinstance(text.layers, torch.nn.ModuleList)
-    return text.layers
-
-
-def test_parameters_are_what_the_architecture_builds(both: tuple[ModelSpec, Any]) -> None:
+def test_parameters_are_what_the_architecture_builds(both: Both) -> None:
     model, built = both
     assert model.parameters == size(built)
     assert [layer.parameters for layer in model.layers] == [size(layer) for layer in decoder_layers(built)]
@@ -290,7 +265,7 @@ def part_size(layer: torch.nn.Module, name: str) -> int | None:
     return parameters[name].numel() if name in parameters else None
 
 
-def test_mixers_have_the_names_and_sizes_of_the_checkpoint(both: tuple[ModelSpec, Any]) -> None:
+def test_mixers_have_the_names_and_sizes_of_the_checkpoint(both: Both) -> None:
     model, built = both
     missing = set()
     for layer, theirs in zip(model.layers, decoder_layers(built), strict=True):

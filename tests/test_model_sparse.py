@@ -10,8 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from built_models import SMALL, Both, Case, decoder_layers, read_and_built, size
 
 from pgplan.codec import from_data, to_data
 from pgplan.errors import ModelError
@@ -20,16 +19,7 @@ from pgplan.verification.shards import check_supported
 
 # --- against the architectures' own code ------------------------------------------------------------------
 
-BASE = {
-    "hidden_size": 96,
-    "intermediate_size": 136,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 320,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-}
+BASE = {**SMALL, "num_hidden_layers": 8}
 INDEXED = {
     **BASE,
     "num_key_value_heads": 6,
@@ -71,7 +61,7 @@ VISION = {
     "patch_size": 7,
     "image_size": 56,
 }
-CASES: list[tuple[str, str, dict[str, Any]]] = [
+CASES: list[Case] = [
     ("deepseek_v32", "DeepseekV32ForCausalLM", INDEXED),
     (
         "glm_moe_dsa",
@@ -189,29 +179,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case[1])
-def both(request: pytest.FixtureRequest) -> tuple[ModelSpec, torch.nn.Module]:
+def both(request: pytest.FixtureRequest) -> Both:
     """Return the model as pgplan reads it, and as transformers builds it."""
-    model_type, architecture, keys = request.param
-    auto = AutoModelForImageTextToText if "vision_config" in keys else AutoModelForCausalLM
-    config = AutoConfig.for_model(model_type, **keys)
-    with torch.device("meta"):
-        built = auto.from_config(config)
-    return load_model({"architectures": [architecture], **keys}), built
+    return read_and_built(request.param)
 
 
-def size(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def decoder_layers(built: torch.nn.Module) -> torch.nn.ModuleList:
-    text = getattr(built, "language_model", built)
-    text = getattr(text, "model", text)
-    text = getattr(text, "language_model", text)
-    assert isinstance(text.layers, torch.nn.ModuleList)
-    return text.layers
-
-
-def test_parameters_are_what_the_architecture_builds(both: tuple[ModelSpec, torch.nn.Module]) -> None:
+def test_parameters_are_what_the_architecture_builds(both: Both) -> None:
     model, built = both
     assert [layer.parameters for layer in model.layers] == [size(layer) for layer in decoder_layers(built)]
     assert model.parameters == size(built)
@@ -364,7 +337,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case[1])
-def test_verification_refuses_what_it_does_not_compute(case: tuple[str, str, dict[str, Any]]) -> None:
+def test_verification_refuses_what_it_does_not_compute(case: Case) -> None:
     _, architecture, keys = case
     model = load_model({"architectures": [architecture], **keys})
     with pytest.raises(ModelError, match="verification"):
@@ -372,7 +345,7 @@ def test_verification_refuses_what_it_does_not_compute(case: tuple[str, str, dic
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[1])
-def test_models_return_from_json(case: tuple[str, str, dict[str, Any]]) -> None:
+def test_models_return_from_json(case: Case) -> None:
     _, architecture, keys = case
     model = load_model({"architectures": [architecture], **keys})
     assert from_data(ModelSpec, json.loads(json.dumps(to_data(model)))) == model

@@ -6,24 +6,14 @@ The sizes are small and odd, so that two that were mixed up could not agree by c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from built_models import SMALL, Both, Case, decoder_layers, read_and_built, size
 
-from pgplan.model import LayerSpec, ModelSpec, load_model
+from pgplan.model import LayerSpec
 
-BASE = {
-    "hidden_size": 96,
-    "intermediate_size": 136,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 320,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-}
+BASE = {**SMALL, "num_hidden_layers": 5}
 MLA = {
     **BASE,
     "num_key_value_heads": 6,
@@ -59,7 +49,7 @@ QWEN_VISION = {
 MROPE = {"rope_type": "default", "mrope_section": [4, 3, 3], "mrope_interleaved": True}
 
 # (model_type, architecture, configuration)
-CASES: list[tuple[str, str, dict[str, Any]]] = [
+CASES: list[Case] = [
     ("llama", "LlamaForCausalLM", {**BASE, "head_dim": 24, "attention_bias": True, "mlp_bias": True}),
     ("llama", "LlamaForCausalLM", {**BASE, "tie_word_embeddings": True, "num_key_value_heads": None}),
     ("mistral", "MistralForCausalLM", {**BASE, "head_dim": 20, "sliding_window": 64}),
@@ -167,29 +157,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case[1])
-def both(request: pytest.FixtureRequest) -> tuple[ModelSpec, torch.nn.Module]:
+def both(request: pytest.FixtureRequest) -> Both:
     """Return the model as pgplan reads it, and as transformers builds it."""
-    model_type, architecture, keys = request.param
-    config = AutoConfig.for_model(model_type, **keys)
-    auto = AutoModelForImageTextToText if "vision_config" in keys else AutoModelForCausalLM
-    with torch.device("meta"):
-        built = auto.from_config(config)
-    return load_model({"architectures": [architecture], **keys}), built
+    return read_and_built(request.param)
 
 
-def size(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def decoder_layers(built: torch.nn.Module) -> torch.nn.ModuleList:
-    text = getattr(built, "language_model", built)
-    text = getattr(text, "model", text)
-    text = getattr(text, "language_model", text)
-    assert isinstance(text.layers, torch.nn.ModuleList)
-    return text.layers
-
-
-def test_parameters_are_what_the_architecture_builds(both: tuple[ModelSpec, torch.nn.Module]) -> None:
+def test_parameters_are_what_the_architecture_builds(both: Both) -> None:
     model, built = both
     assert model.parameters == size(built)
     assert [layer.parameters for layer in model.layers] == [size(layer) for layer in decoder_layers(built)]
@@ -215,14 +188,14 @@ def module_size(layer: torch.nn.Module, name: str) -> int:
     return layer.get_parameter(name).numel() if name.endswith("sinks") else size(layer.get_submodule(name))
 
 
-def test_modules_have_the_names_and_sizes_of_the_checkpoint(both: tuple[ModelSpec, torch.nn.Module]) -> None:
+def test_modules_have_the_names_and_sizes_of_the_checkpoint(both: Both) -> None:
     model, built = both
     for layer, theirs in zip(model.layers, decoder_layers(built), strict=True):
         for name, parameters in modules(layer):
             assert parameters == module_size(theirs, name), name
 
 
-def test_windows_are_those_of_the_architecture(both: tuple[ModelSpec, torch.nn.Module]) -> None:
+def test_windows_are_those_of_the_architecture(both: Both) -> None:
     model, built = both
     text = built.config.get_text_config()
     window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
