@@ -22,7 +22,7 @@ from pgplan.model.families.blocks import (
     norm,
 )
 from pgplan.model.families.moe import experts_per_token
-from pgplan.model.families.towers import tower_notes
+from pgplan.model.families.towers import behind_tower
 from pgplan.model.families.towers_recent import gemma4_tower
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
@@ -56,24 +56,6 @@ def build_gemma4(config: Config) -> ModelSpec:
     """Build ``Gemma4ForCausalLM`` (text only)."""
     config = config.with_defaults(_DEFAULTS)
     config.require(*PLAIN_KEYS)
-    return _gemma4(config)
-
-
-def build_gemma4_multimodal(config: Config) -> ModelSpec:
-    """Build ``Gemma4ForConditionalGeneration``: the text model, a vision tower and its projector."""
-    if config.section("audio_config") is not None:
-        raise ModelError(
-            f"Gemma 4 is known with its vision tower only, and {config.where} has an audio_config; set "
-            f"audio_config to null to plan text and vision"
-        )
-    text = config.text.with_defaults(_DEFAULTS)
-    text.require(*PLAIN_KEYS)
-    towers = gemma4_tower(config, hidden=text.size("hidden_size"))
-    model = _gemma4(text)
-    return replace(model, towers=towers, notes=(*model.notes, *tower_notes(config)))
-
-
-def _gemma4(config: Config) -> ModelSpec:
     windows = _windows(config)
     first_shared = config.num_layers - config.count("num_kv_shared_layers")
     pattern = [_Kind(window=window, shares_kv=index >= first_shared) for index, window in enumerate(windows)]
@@ -86,6 +68,17 @@ def _gemma4(config: Config) -> ModelSpec:
             "layer {reader} reads the keys and values of layer {source}",
         ),
     )
+
+
+def build_gemma4_multimodal(config: Config) -> ModelSpec:
+    """Build ``Gemma4ForConditionalGeneration``: the text model, a vision tower and its projector."""
+    if config.section("audio_config") is not None:
+        raise ModelError(
+            f"Gemma 4 is known with its vision tower only, and {config.where} has an audio_config; set "
+            f"audio_config to null to plan text and vision"
+        )
+    model = build_gemma4(config.text)
+    return behind_tower(model, gemma4_tower(config, hidden=model.hidden_size), config)
 
 
 def _windows(config: Config) -> tuple[int | None, ...]:

@@ -12,7 +12,7 @@ from pgplan.model.config import Config
 from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, matrix, norm
 from pgplan.model.families.layer_types import read_layer_flags, read_layer_types
 from pgplan.model.families.moe import experts_per_token
-from pgplan.model.families.towers import tower_notes
+from pgplan.model.families.towers import behind_tower
 from pgplan.model.families.towers_recent import minimax_m3_tower
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
@@ -47,27 +47,7 @@ class _Kind:
 
 def build_minimax_m3(config: Config) -> ModelSpec:
     """Build ``MiniMaxM3ForCausalLM`` (text only)."""
-    return _minimax_m3(_flattened(config))
-
-
-def build_minimax_m3_multimodal(config: Config) -> ModelSpec:
-    """Build ``MiniMaxM3SparseForConditionalGeneration``: the text model, a vision tower, its projector."""
-    model = _minimax_m3(_flattened(config.text))
-    towers = minimax_m3_tower(config, hidden=model.hidden_size)
-    return replace(model, towers=towers, notes=(*model.notes, *tower_notes(config)))
-
-
-def _flattened(config: Config) -> Config:
-    """Return the configuration with the indexer's sizes among the other keys."""
-    section = config.section("sparse_attention_config")
-    stated = section.data if section else {}
-    flat = {key: stated[name] for key, name in _INDEXER_KEYS.items() if name in stated}
-    config = Config({**flat, **config.data}, config.where, config.defaults).with_defaults(_DEFAULTS)
-    config.require(*PLAIN_KEYS)
-    return config
-
-
-def _minimax_m3(config: Config) -> ModelSpec:
+    config = _flattened(config)
     heads, count = Heads.read(config), config.size("num_local_experts")
     visited = experts_per_token(config, count)
     dense = gated_mlp(heads.hidden, config.size("dense_intermediate_size"))
@@ -95,6 +75,22 @@ def _minimax_m3(config: Config) -> ModelSpec:
         )
 
     return decoder(config, pattern=_pattern(config), layer=layer)
+
+
+def build_minimax_m3_multimodal(config: Config) -> ModelSpec:
+    """Build ``MiniMaxM3SparseForConditionalGeneration``: the text model, a vision tower, its projector."""
+    model = build_minimax_m3(config.text)
+    return behind_tower(model, minimax_m3_tower(config, hidden=model.hidden_size), config)
+
+
+def _flattened(config: Config) -> Config:
+    """Return the configuration with the indexer's sizes among the other keys."""
+    section = config.section("sparse_attention_config")
+    stated = section.data if section else {}
+    flat = {key: stated[name] for key, name in _INDEXER_KEYS.items() if name in stated}
+    config = Config({**flat, **config.data}, config.where, config.defaults).with_defaults(_DEFAULTS)
+    config.require(*PLAIN_KEYS)
+    return config
 
 
 def _pattern(config: Config) -> list[_Kind]:

@@ -14,7 +14,7 @@ from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, 
 from pgplan.model.families.layer_types import read_layer_types
 from pgplan.model.families.mixers import gated_delta
 from pgplan.model.families.moe import experts_per_token, is_sparse, shared_and_routed
-from pgplan.model.families.towers import qwen3_vl_tower, tower_notes
+from pgplan.model.families.towers import behind_tower, decoder_config, qwen3_vl_tower
 from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Weight
 
 _SIZES = {
@@ -50,29 +50,21 @@ def build_qwen3_5_moe(config: Config) -> ModelSpec:
 
 def build_qwen3_5_multimodal(config: Config) -> ModelSpec:
     """Build ``Qwen3_5ForConditionalGeneration``."""
-    return _behind_tower(build_qwen3_5(_text(config)), config)
+    return behind_tower(build_qwen3_5(decoder_config(config)), _tower(config), config)
 
 
 def build_qwen3_5_moe_multimodal(config: Config) -> ModelSpec:
     """Build ``Qwen3_5MoeForConditionalGeneration``."""
-    return _behind_tower(build_qwen3_5_moe(_text(config)), config)
+    return behind_tower(build_qwen3_5_moe(decoder_config(config)), _tower(config), config)
 
 
-def _text(config: Config) -> Config:
-    """Return ``text_config``; whether head and embedding are tied may stand outside it."""
-    outer = config.get("tie_word_embeddings")
-    return config.text.with_defaults({} if outer is None else {"tie_word_embeddings": outer})
-
-
-def _behind_tower(model: ModelSpec, config: Config) -> ModelSpec:
+def _tower(config: Config) -> tuple[Weight, ...]:
     vision = config.section("vision_config")
     if vision is None or vision.get("deepstack_visual_indexes") is None:
         # Qwen3.5's own class has no deep stack, unlike the class of Qwen3-VL.
         data = {**(vision.data if vision else {}), "deepstack_visual_indexes": ()}
-        tower = qwen3_vl_tower(replace(config, data={**config.data, "vision_config": data}))
-    else:
-        tower = qwen3_vl_tower(config)
-    return replace(model, towers=tower, notes=(*model.notes, *tower_notes(config)))
+        config = replace(config, data={**config.data, "vision_config": data})
+    return qwen3_vl_tower(config)
 
 
 def _intermediate(config: Config) -> int:

@@ -9,7 +9,7 @@ from pgplan.model.config import Config
 from pgplan.model.families.blocks import PLAIN_KEYS, Heads, attention, decoder, gated_mlp, matrix, norm
 from pgplan.model.families.layer_types import read_layer_types
 from pgplan.model.families.moe import experts_per_token
-from pgplan.model.families.towers import tower_notes
+from pgplan.model.families.towers import behind_tower
 from pgplan.model.families.towers_recent import step_tower
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
@@ -31,21 +31,8 @@ class _Kind:
 
 def build_step(config: Config) -> ModelSpec:
     """Build ``Step3p5ForCausalLM`` (text only)."""
-    text = config.with_defaults(_DEFAULTS)
-    text.require(*PLAIN_KEYS)
-    return _step(text)
-
-
-def build_step_multimodal(config: Config) -> ModelSpec:
-    """Build ``Step3p7ForConditionalGeneration``: the text model, a vision tower and its projector."""
-    text = config.text.with_defaults(_DEFAULTS)
-    text.require(*PLAIN_KEYS)
-    towers = step_tower(config, hidden=text.size("hidden_size"))
-    model = _step(text)
-    return replace(model, towers=towers, notes=(*model.notes, *tower_notes(config)))
-
-
-def _step(config: Config) -> ModelSpec:
+    config = config.with_defaults(_DEFAULTS)
+    config.require(*PLAIN_KEYS)
     full, window = _heads(config), config.optional_size("sliding_window")
     windowed = replace(full, q=_windowed_q_heads(config, full))
     count = config.size("n_routed_experts", "moe_num_experts", "num_experts")
@@ -70,6 +57,12 @@ def _step(config: Config) -> ModelSpec:
         )
 
     return decoder(config, pattern=_pattern(config), layer=layer)
+
+
+def build_step_multimodal(config: Config) -> ModelSpec:
+    """Build ``Step3p7ForConditionalGeneration``: the text model, a vision tower and its projector."""
+    model = build_step(config.text)
+    return behind_tower(model, step_tower(config, hidden=model.hidden_size), config)
 
 
 def _heads(config: Config) -> Heads:

@@ -8,10 +8,11 @@ Equal encoder layers are ``copies`` of one weight. Engines keep towers whole, on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pgplan.model.config import Config
 from pgplan.model.families.blocks import matrix, norm
-from pgplan.model.spec import Shard, Weight
+from pgplan.model.spec import ModelSpec, Shard, Weight
 
 # The sizes that the classes take where a configuration leaves them out.
 _SIGLIP = {
@@ -57,6 +58,9 @@ _LLAMA4 = {
     "projector_input_dim": 4096,
     "projector_output_dim": 4096,
 }
+# What most call the parts of a layer, after CLIP's.
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+_MLP = ("mlp.fc1", "mlp.fc2")
 
 
 def tower_notes(config: Config) -> tuple[str, ...]:
@@ -64,6 +68,17 @@ def tower_notes(config: Config) -> tuple[str, ...]:
     if config.section("vision_config") is not None:
         return ()
     return ("the configuration has no vision_config: the vision tower has the sizes of its class",)
+
+
+def behind_tower(model: ModelSpec, towers: tuple[Weight, ...], config: Config) -> ModelSpec:
+    """Return ``model`` with the weights of its towers, and what is to say of them."""
+    return replace(model, towers=towers, notes=(*model.notes, *tower_notes(config)))
+
+
+def decoder_config(config: Config) -> Config:
+    """Return ``text_config``; whether head and embedding are tied may stand outside it."""
+    outer = config.get("tie_word_embeddings")
+    return config.text.with_defaults({} if outer is None else {"tie_word_embeddings": outer})
 
 
 def read_vision(config: Config, defaults: Mapping[str, object]) -> Config:
@@ -88,8 +103,6 @@ def siglip_tower(config: Config) -> tuple[Weight, ...]:
             layers=vision.size("num_hidden_layers"),
             heads=vision.size("num_attention_heads"),
             norms=("layer_norm1", "layer_norm2"),
-            attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-            mlp=("mlp.fc1", "mlp.fc2"),
         ),
         norm(f"{root}.post_layernorm", size, part="tower", bias=True),
     )
@@ -191,7 +204,6 @@ def llama4_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
             heads=vision.size("num_attention_heads"),
             norms=("input_layernorm", "post_attention_layernorm"),
             attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-            mlp=("mlp.fc1", "mlp.fc2"),
         ),
         matrix(f"{root}.vision_adapter.mlp.fc1", "tower", vision.size("projector_input_dim"), inner),
         matrix(f"{root}.vision_adapter.mlp.fc2", "tower", adapted, adapted),
@@ -207,8 +219,8 @@ def encoder(
     layers: int,
     heads: int,
     norms: tuple[str, str],
-    attention: tuple[str, str, str, str],
-    mlp: tuple[str, str],
+    attention: tuple[str, str, str, str] = _ATTENTION,
+    mlp: tuple[str, str] = _MLP,
 ) -> tuple[Weight, ...]:
     """Write ``layers`` equal layers of a vision transformer: all linear layers and norms have biases.
 
@@ -219,8 +231,8 @@ def encoder(
         layers: How many layers.
         heads: Attention heads.
         norms: Names of the two norms.
-        attention: Names of query, key, value and output projection.
-        mlp: Names of up and down projection.
+        attention: Names of query, key, value and output projection; as in CLIP unless given.
+        mlp: Names of up and down projection, likewise.
     """
 
     def linear(name: str, rows: int, cols: int, shard: Shard, units: int = 0) -> Weight:

@@ -105,8 +105,6 @@ def step_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
             layers=layers,
             heads=vision.size("heads", "num_attention_heads"),
             norms=("layernorm_before", "layernorm_after"),
-            attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-            mlp=("mlp.fc1", "mlp.fc2"),
         ),
         *scales,
         # Each convolution of 3 x 3 halves the sides of the image and doubles its channels.
@@ -145,8 +143,6 @@ def minimax_m3_tower(config: Config, *, hidden: int) -> tuple[Weight, ...]:
             layers=vision.size("num_hidden_layers"),
             heads=vision.size("num_attention_heads"),
             norms=("layer_norm1", "layer_norm2"),
-            attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
-            mlp=("mlp.fc1", "mlp.fc2"),
         ),
         projector("linear_1", inner, size),
         projector("linear_2", hidden, inner),
