@@ -1,8 +1,10 @@
 """Measure how near decoder layers come to one large matrix product and one large copy, on one GPU.
 
 For each kind of layer of some models: a prefill chunk in FLOP/s beside an 8192 x 8192 x 8192 bf16 product,
-and a decode step (in a CUDA graph) in bytes of weights and KV cache per second beside a copy, ceilings of
-the same run. With --attention also the attention of each fused kernel that torch has.
+and a decode step in bytes of weights and KV cache per second beside a copy, both in CUDA graphs, ceilings
+of the same run. Large products draw all the power that the GPU may have: they run fast for the first tenth
+of a second and slower from then on, so both are told, the layers' beside the product's. With --attention
+also the attention of each fused kernel that torch has.
 
     python benchmarks/layers.py [--models A,B] [--attention] [--out FILE]
 """
@@ -11,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import pgplan as pg
 from pgplan.cost.sharding import layer_bytes, rank_bytes
 from pgplan.cost.timing import attention_operations, experts_touched
 from pgplan.model.spec import LayerSpec, ModelSpec
+from pgplan.verification.grid import times_s
 from pgplan.verification.passes import Pass
 from pgplan.verification.pieces import Step
 from pgplan.verification.shards import Shards
@@ -32,6 +36,26 @@ MODELS = ("llama-3.1-70b", "llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v2-lite", 
 LAYERS = 4
 PREFILL = ((2, 2048), (1, 8192))
 DECODE = ((1, 512), (16, 4096), (64, 512), (64, 4096), (128, 512))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Hold the seconds of a run just after a pause, and on average over a second and a half."""
+
+    burst_s: float
+    sustained_s: float
+
+
+def pace(run: Callable[[], object]) -> Pace:
+    """Measure a run on the GPU, first rested and then as long as it takes to be throttled."""
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    once_s = median_s(run, repeats=3)
+    time.sleep(0.5)
+    burst = times_s(run, torch.device("cuda"), repeats=max(2, int(0.05 / once_s)))
+    sustained = times_s(run, torch.device("cuda"), repeats=max(5, int(1.5 / once_s)))
+    return Pace(sorted(burst)[len(burst) // 2], sum(sustained) / len(sustained))
 
 
 def median_s(run: Callable[[], object], *, repeats: int = 20) -> float:
@@ -50,12 +74,16 @@ def median_s(run: Callable[[], object], *, repeats: int = 20) -> float:
 
 def ceilings() -> dict[str, float]:
     """Return the rates of a large product and a large copy on random data."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product_s = median_s(lambda: a @ b)
+    a, b, c = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    product = pace(lambda: torch.mm(a, b, out=c))
     source = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
     target = torch.empty_like(source)
     copy_s = median_s(lambda: target.copy_(source))
-    return {"matmul_flops": 2 * 8192**3 / product_s, "copy_bytes_per_s": 2 * source.nbytes / copy_s}
+    return {
+        "matmul_flops": 2 * 8192**3 / product.burst_s,
+        "sustained_matmul_flops": 2 * 8192**3 / product.sustained_s,
+        "copy_bytes_per_s": 2 * source.nbytes / copy_s,
+    }
 
 
 def one_kind(model: ModelSpec, kind: int) -> tuple[ModelSpec, Stage]:
@@ -105,15 +133,21 @@ def measure(model: ModelSpec, kind: int, ceiling: dict[str, float]) -> list[dict
         pool = torch.empty(count, device="cuda", dtype=stage.dtype)
         work = Pass(stage, stage.make_cache(pool, rows=step.sequences, tokens=tokens), step)
         decode = step.start > 0
+        work.capture()
+        row: dict[str, Any] = {}
         if decode:
-            work.capture()
-        each_s = median_s(work.run) / LAYERS
-        if decode:
+            each_s = median_s(work.run) / LAYERS
             share = decode_bytes(layer, step) / each_s / ceiling["copy_bytes_per_s"]
         else:
-            share = prefill_flops(same, layer, step) / each_s / ceiling["matmul_flops"]
+            paced, flops = pace(work.run), prefill_flops(same, layer, step)
+            each_s = paced.sustained_s / LAYERS
+            share = flops / each_s / ceiling["sustained_matmul_flops"]
+            row = {
+                "burst_s": paced.burst_s / LAYERS,
+                "of_burst_ceiling": flops * LAYERS / paced.burst_s / ceiling["matmul_flops"],
+            }
         phase, size = ("decode", tokens) if decode else ("prefill", step.length)
-        row = {
+        row |= {
             "model": model.name,
             "kind": layer.kind,
             "phase": phase,
@@ -124,7 +158,8 @@ def measure(model: ModelSpec, kind: int, ceiling: dict[str, float]) -> list[dict
         }
         print(
             f"{model.name:18} {layer.kind:16} {phase:8} {step.sequences:4} x {size:5}  "
-            f"{each_s * 1e6:9.1f} us per layer  {100 * share:5.1f} % of {'copy' if decode else 'product'}",
+            f"{each_s * 1e6:9.1f} us per layer  {100 * share:5.1f} % of {'copy' if decode else 'product'}"
+            + ("" if decode else f"  rested {100 * row['of_burst_ceiling']:5.1f} %"),
             flush=True,
         )
         rows.append(row)
@@ -241,7 +276,8 @@ def main() -> None:
         ceiling = ceilings()
         print(
             f"{torch.cuda.get_device_name()}, torch {torch.__version__}: "
-            f"product {ceiling['matmul_flops'] / 1e12:.0f} TFLOP/s, "
+            f"product {ceiling['matmul_flops'] / 1e12:.0f} TFLOP/s rested and "
+            f"{ceiling['sustained_matmul_flops'] / 1e12:.0f} sustained, "
             f"copy {ceiling['copy_bytes_per_s'] / 1e12:.2f} TB/s"
         )
         kernels = [*prefill_attention(), *decode_attention()] if args.attention else []

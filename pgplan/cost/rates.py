@@ -50,7 +50,7 @@ class Work:
         operations: Floating-point operations, of the class ``computing`` and with operands of ``compute``.
         moved_bytes: Bytes through memory, of the class ``streaming``.
         kernels: Kernels whose shortest time adds to that.
-        eager: Whether the host launches those kernels one by one; else they are in a CUDA graph.
+        prefill: Whether those are a prefill chunk's; else a decode step's.
     """
 
     part: str
@@ -60,7 +60,7 @@ class Work:
     moved_bytes: float = 0.0
     streaming: Streaming = "weights"
     kernels: int = 0
-    eager: bool = False
+    prefill: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,8 @@ class Rates:
                 cache=cache,
                 latent_cache=cache,
                 copy=gpu.stream_reach,
-                graph_kernel_s=_KERNEL_S,
-                eager_kernel_s=_KERNEL_S,
+                decode_kernel_s=_KERNEL_S,
+                prefill_kernel_s=_KERNEL_S,
             ),
         )
 
@@ -114,15 +114,15 @@ class Rates:
         if work.moved_bytes:
             streaming = work.moved_bytes / self.stream_rate(work.streaming)
         return max(computing, streaming) + (
-            work.kernels * self.kernel_s(eager=work.eager) if work.kernels else 0
+            work.kernels * self.kernel_s(prefill=work.prefill) if work.kernels else 0
         )
 
     def bound(self, work: Work) -> str:
         """Name the class that decides how long it takes."""
         computing = work.operations / self.compute_rate(work.computing, work.compute)
         streaming = work.moved_bytes / self.stream_rate(work.streaming)
-        if max(computing, streaming) < work.kernels * self.kernel_s(eager=work.eager):
-            return "eager_kernel_s" if work.eager else "graph_kernel_s"
+        if max(computing, streaming) < work.kernels * self.kernel_s(prefill=work.prefill):
+            return "prefill_kernel_s" if work.prefill else "decode_kernel_s"
         return work.computing if computing > streaming else work.streaming
 
     def compute_rate(self, computing: Computing, compute: str) -> float:
@@ -135,9 +135,9 @@ class Rates:
         share: float = getattr(self.shares, streaming)
         return share * self.gpu.bandwidth
 
-    def kernel_s(self, *, eager: bool) -> float:
+    def kernel_s(self, *, prefill: bool) -> float:
         """Return the shortest time of a kernel."""
-        return self.shares.eager_kernel_s if eager else self.shares.graph_kernel_s
+        return self.shares.prefill_kernel_s if prefill else self.shares.decode_kernel_s
 
 
 def roofline_error(model: ModelSpec) -> float:

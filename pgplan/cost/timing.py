@@ -93,7 +93,7 @@ def layer_work(model: ModelSpec, layer: LayerSpec, batch: Batch, *, tp_size: int
             moved_bytes=_elementwise_bytes(model, layer, batch, tp_size),
             streaming="copy",
             kernels=kernels,
-            eager=not batch.decode,
+            prefill=not batch.decode,
         )
     )
     return tuple(work)
@@ -146,7 +146,7 @@ def head_work(model: ModelSpec, rows: int, batch: Batch, *, tp_size: int) -> tup
             moved_bytes=rows * model.vocab_size * 16,
             streaming="copy",
             kernels=6,
-            eager=not batch.decode,
+            prefill=not batch.decode,
         ),
     )
 
@@ -154,7 +154,7 @@ def head_work(model: ModelSpec, rows: int, batch: Batch, *, tp_size: int) -> tup
 def embedding_work(model: ModelSpec, batch: Batch) -> tuple[Work, ...]:
     """Return the look-up of the embedding of the batch's tokens."""
     moved = 2 * batch.tokens * model.hidden_size * batch.element_bytes
-    return (Work(part=EMBEDDING, moved_bytes=moved, streaming="copy", kernels=1, eager=not batch.decode),)
+    return (Work(part=EMBEDDING, moved_bytes=moved, streaming="copy", kernels=1, prefill=not batch.decode),)
 
 
 def attention_operations(spec: AttentionSpec, *, tokens: float, context: float, tp_size: int = 1) -> float:

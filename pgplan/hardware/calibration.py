@@ -95,8 +95,8 @@ class Efficiencies:
             fused causal attention, decode attention in the latent space of MLA.
         weights, expert_weights, cache, latent_cache, copy: Of the memory bandwidth: reading weights, those
             of routed experts, the KV cache, MLA's; element-wise kernels.
-        graph_kernel_s: The shortest time of a kernel in a CUDA graph.
-        eager_kernel_s: The same when the host launches each.
+        decode_kernel_s: The shortest time of a kernel in a decode step.
+        prefill_kernel_s: The same in a prefill chunk.
     """
 
     product: float
@@ -108,8 +108,8 @@ class Efficiencies:
     cache: float
     latent_cache: float
     copy: float
-    graph_kernel_s: float
-    eager_kernel_s: float
+    decode_kernel_s: float
+    prefill_kernel_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

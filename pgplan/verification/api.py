@@ -169,7 +169,7 @@ def _stages(plan: Plan, rows: Sequence[dict[str, Any]]) -> tuple[StageMeasuremen
             )
         }
         slowest = {
-            name: max((getattr(known, name), getattr(rank, name)), key=lambda spread: spread.median_s)
+            name: max((getattr(known, name), getattr(rank, name)), key=lambda spread: spread.mean_s)
             for name in ("prefill", "decode")
         }
         found[rank.stage] = replace(known, **most, **slowest)

@@ -53,8 +53,8 @@ def _compare_stages(record: Verification) -> Iterator[Comparison]:
         yield item("context_bytes", stage.context_bytes, measured.context_bytes, None)
         process = stage.used_bytes + buffers
         yield item("process_bytes", process, measured.process_bytes, PROCESS_TOLERANCE)
-        yield item("prefill_s", stage.prefill_s, measured.prefill.median_s, stage.time_error)
-        yield item("decode_s", stage.decode_s, measured.decode.median_s, stage.time_error)
+        yield item("prefill_s", stage.prefill_s, measured.prefill.mean_s, stage.time_error)
+        yield item("decode_s", stage.decode_s, measured.decode.mean_s, stage.time_error)
         if measured.handoff_prefill is not None and measured.handoff_decode is not None:
             before = plan.stages[measured.stage - 1]
             yield item("prefill_handoff_s", before.prefill_handoff_s, measured.handoff_prefill.median_s, None)
@@ -111,7 +111,7 @@ def _compare_flow(record: Verification, phase: str, measured: FlowMeasurement) -
 def _measured_parts(
     stages: tuple[StageMeasurement, ...], *, prefill: bool
 ) -> tuple[list[float], list[float]]:
-    compute = [(stage.prefill if prefill else stage.decode).median_s for stage in stages]
+    compute = [(stage.prefill if prefill else stage.decode).mean_s for stage in stages]
     hops = [stage.handoff_prefill if prefill else stage.handoff_decode for stage in stages]
     # A hop is measured where it arrives and counts where it leaves.
     return compute, [*(hop.median_s if hop else 0.0 for hop in hops[1:]), 0.0]

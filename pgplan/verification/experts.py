@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec, Weight
+from pgplan.verification import fused
 from pgplan.verification.pieces import Linear
 from pgplan.verification.shards import Shards
 
@@ -96,8 +97,4 @@ def grouped_product(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -
 def _activate(x: torch.Tensor, *, gated: bool) -> torch.Tensor:
     import torch.nn.functional as F
 
-    if not gated:
-        return F.silu(x)
-    gate, up = x.chunk(2, -1)
-    # In place: the product is the third that is alive beside gate and up, as in an engine's fused kernel.
-    return F.silu(gate).mul_(up)
+    return fused.gate(x) if gated else F.silu(x)

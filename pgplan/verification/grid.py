@@ -1,8 +1,9 @@
 """Time one kind of layer, embedding and head on one device, over grids of tokens and context.
 
 A layer is timed as a few of its kind in a row, so that their weights do not stay in a cache, and on one rank
-of a tensor-parallel group as its shard alone: what the ranks say to each other is timed apart. Decode runs
-in a CUDA graph, as engines run it; prefill is launched kernel by kernel.
+of a tensor-parallel group as its shard alone: what the ranks say to each other is timed apart. Decode
+and prefill are captured in CUDA graphs, so that times are the device's and not those of the host's launches:
+what an engine's host adds is told apart.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 _MEMORY_SHARE = 0.8
-_FEWEST, _MOST = 3, 40
+_FEWEST, _MOST = 3, 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,8 @@ class Sizes:
         rows: Rows that the head samples.
         layers: Layers in a row, if there is memory for them.
         budget_s: How long a point may be repeated.
+        sustained_s: How long, if it is a chunk of ``sustained_from`` tokens or more: such products draw all
+            the power that a GPU may have, and it takes a second or two to see the rate that it keeps up.
     """
 
     chunks: tuple[int, ...]
@@ -51,23 +54,26 @@ class Sizes:
     rows: tuple[int, ...]
     layers: int
     budget_s: float
+    sustained_s: float
+    sustained_from: int = 2048
 
 
 ON_GPU = Sizes(
     chunks=(256, 1024, 2048, 4096, 8192, 16384),
-    prompts=(32, 512, 2048, 8192),
-    batches=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-    contexts=(64, 1024, 4096, 16384),
+    prompts=(32, 2048, 8192),
+    batches=(1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256),
+    contexts=(64, 4096, 16384),
     rows=(1, 8, 32, 64, 128, 256, 512),
     layers=4,
     budget_s=0.15,
+    sustained_s=1.0,
 )
 QUICK = replace(
     ON_GPU,
     chunks=(1024, 4096, 8192),
-    prompts=(32, 2048, 8192),
     batches=(1, 8, 32, 64, 128, 256),
     budget_s=0.05,
+    sustained_s=0.3,
 )
 ON_CPU = Sizes(
     chunks=(16, 64, 128),
@@ -77,6 +83,7 @@ ON_CPU = Sizes(
     rows=(1, 4, 8),
     layers=1,
     budget_s=0.1,
+    sustained_s=0.1,
 )
 
 
@@ -108,11 +115,15 @@ class Bench:
 
         self._memory.release()
         stage, layers = self._stack(kind, tp_size)
+        spec = self.model.kinds[kind]
+        window = (spec.attention.window if spec.attention else None) or 0
+        # Times bend where a sliding window is full.
+        prompts = _with(self.sizes.prompts, 2 * window)
         prefills = [
             (tokens, prompt, Step.of_chunk(tokens=tokens, prompt=prompt))
-            for tokens, prompt in _crossings(self.sizes.chunks, self.sizes.prompts)
+            for tokens, prompt in _crossings(self.sizes.chunks, prompts)
         ]
-        contexts = self._contexts(stage)
+        contexts = _with(self._contexts(stage), window)
         decodes = [
             (batch, context, Step(sequences=batch, length=1, start=context - 1))
             for batch, context in _crossings(self.sizes.batches, contexts)
@@ -125,20 +136,21 @@ class Bench:
         def seconds(step: Step) -> float:
             tokens = step.start + step.length
             work = Pass(stage, stage.make_cache(pool, rows=step.sequences, tokens=tokens), step)
-            if step.is_decode and self._memory.on_gpu:
+            if self._memory.on_gpu:
                 work.capture()
             self._told()
-            return self._warm_s(work.run) / layers
+            heavy = not step.is_decode and step.tokens >= self.sizes.sustained_from
+            budget_s = self.sizes.sustained_s if heavy else self.sizes.budget_s
+            return self._warm_s(work.run, budget_s=budget_s) / layers
 
         prefill = {(tokens, prompt // 2): seconds(step) for tokens, prompt, step in prefills}
         decode = {(batch, context): seconds(step) for batch, context, step in decodes}
-        spec = self.model.kinds[kind]
         return LayerTimes(
             digest=layer_digest(spec),
             kind=spec.kind,
             model=self.model.name,
             tp_size=tp_size,
-            prefill=_grid(prefill, self.sizes.chunks, tuple(size // 2 for size in self.sizes.prompts)),
+            prefill=_grid(prefill, self.sizes.chunks, tuple(size // 2 for size in prompts)),
             decode=_grid(decode, self.sizes.batches, contexts),
         )
 
@@ -205,15 +217,16 @@ class Bench:
 
     def _graphed_s(self, run: Callable[[], object]) -> float:
         self._told()
-        return self._warm_s(capture(run, self.device).replay if self._memory.on_gpu else run)
+        graphed = capture(run, self.device).replay if self._memory.on_gpu else run
+        return self._warm_s(graphed, budget_s=self.sizes.budget_s)
 
-    def _warm_s(self, run: Callable[[], object]) -> float:
-        """Return the seconds of a run that is warm: the median, on a CPU that others use too the least."""
+    def _warm_s(self, run: Callable[[], object], *, budget_s: float) -> float:
+        """Return the seconds of a run that is warm: the mean, on a CPU that others use too the least."""
         for repeats in (2, 2):
             once_s = min(times_s(run, self.device, repeats=repeats))
-        repeats = max(_FEWEST, min(_MOST, int(self.sizes.budget_s / once_s)))
+        repeats = max(_FEWEST, min(_MOST, int(budget_s / once_s)))
         seconds = times_s(run, self.device, repeats=repeats)
-        return Spread.of(seconds).median_s if self._memory.on_gpu else min(seconds)
+        return Spread.of(seconds).mean_s if self._memory.on_gpu else min(seconds)
 
 
 def times_s(run: Callable[[], object], device: torch.device, *, repeats: int) -> list[float]:
@@ -237,6 +250,11 @@ def timed_curve(sizes: Sequence[int], seconds: Callable[[int], float]) -> Curve:
     between = [(curve.sizes[index] + curve.sizes[index + 1]) // 2 for index in _gaps(len(sizes))]
     errors = [abs(curve.at(size) / seconds(size) - 1) for size in between]
     return replace(curve, error=round(max(errors, default=0.0), 4))
+
+
+def _with(sizes: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Add a size to an axis that reaches beyond it."""
+    return tuple(sorted({*sizes, size})) if sizes[0] < size < sizes[-1] else sizes
 
 
 def _gaps(count: int) -> tuple[int, ...]:

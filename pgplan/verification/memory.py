@@ -38,11 +38,15 @@ class DeviceMemory:
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), self._device)
 
     def allocated_bytes(self, *held: object) -> int:
-        """Return what is allocated for tensors; on a CPU, those that are reachable from ``held``."""
+        """Return what tensors have asked for; on a CPU, those that are reachable from ``held``.
+
+        What the allocator gives beyond (it leaves rests below 1 MiB of a large block unused) is part of
+        what the process takes, not of a tensor.
+        """
         import torch
 
         if self.on_gpu:
-            return torch.cuda.memory_allocated(self._device)
+            return int(torch.cuda.memory_stats(self._device)["requested_bytes.all.current"])
         storages = {storage.data_ptr(): storage.nbytes() for storage in _storages(held, set())}
         return sum(storages.values())
 
@@ -53,11 +57,24 @@ class DeviceMemory:
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self._device)
 
+    def open_libraries(self) -> None:
+        """Let cuBLAS take its workspace now, in a segment of its own.
+
+        It takes it at the first product, from whatever block is free then, and keeps that whole block.
+        """
+        import torch
+
+        if self.on_gpu:
+            square = torch.zeros((256, 256), device=self._device, dtype=torch.bfloat16)
+            torch.mm(square, square)
+
     def peak_bytes(self) -> int:
         """Return the most that was allocated since ``start_peak``; 0 on a CPU."""
         import torch
 
-        return torch.cuda.max_memory_allocated(self._device) if self.on_gpu else 0
+        if not self.on_gpu:
+            return 0
+        return int(torch.cuda.memory_stats(self._device)["requested_bytes.all.peak"])
 
     def free_bytes(self) -> int | None:
         """Return what is free on the GPU; ``None`` on a CPU, where nothing is promised."""
@@ -86,13 +103,17 @@ class DeviceMemory:
         return f"{allocated:.2f} GiB of tensors and {reserved:.2f} GiB reserved of {limit:.2f} GiB"
 
     def process_bytes(self) -> tuple[int, int]:
-        """Return what is taken of the GPU, and what of it torch does not know of; zeros on a CPU."""
+        """Return the most that was taken of the GPU, and what torch does not know of it; zeros on a CPU.
+
+        What the driver says now counts everything but what torch has given back since its own peak.
+        """
         import torch
 
         if not self.on_gpu:
             return 0, 0
         free, total = torch.cuda.mem_get_info(self._device)
-        return total - free, total - free - torch.cuda.memory_reserved(self._device)
+        beside = total - free - torch.cuda.memory_reserved(self._device)
+        return beside + torch.cuda.max_memory_reserved(self._device), beside
 
     def release(self) -> None:
         """Give back what no tensor needs."""

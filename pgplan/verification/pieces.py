@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import Weight
+from pgplan.verification import fused
 from pgplan.verification.shards import Shards
 
 if TYPE_CHECKING:
@@ -109,10 +110,21 @@ class Norm:
         size = len(self.weight)
         if self.bias is not None:
             return F.layer_norm(x, (size,), self.weight, self.bias)
-        if self._reduce is None or self._parts == 1:
-            return F.rms_norm(x, (size,), self.weight, 1e-6)
+        if not self._is_shared:
+            return F.rms_norm(x, (size,), self.weight, fused.EPSILON)
+        assert self._reduce is not None  # else nothing would be shared
         mean_square = self._reduce(x.float().square().mean(-1, keepdim=True)) / self._parts
-        return (x * torch.rsqrt(mean_square + 1e-6)).to(x.dtype) * self.weight
+        return (x * torch.rsqrt(mean_square + fused.EPSILON)).to(x.dtype) * self.weight
+
+    @property
+    def _is_shared(self) -> bool:
+        return self._reduce is not None and self._parts > 1
+
+    def after_adding(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Add ``hidden`` to the residual, in place, and return it normalised."""
+        if self.bias is None and not self._is_shared:
+            return fused.add_norm(hidden, residual, self.weight)
+        return self(residual.add_(hidden))
 
 
 class Rotary:
@@ -139,14 +151,8 @@ class Rotary:
             self.table[first : first + len(positions)] = torch.cat((angles.cos(), angles.sin()), -1).to(dtype)
 
     def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
-        """Rotate the last dimension of ``x``, shape ``(s, t, heads, elements)``."""
-        import torch
-
-        cos, sin = self._rows(step)
-        size = cos.shape[-1]
-        turning = x[..., :size]
-        turned = torch.addcmul(turning * cos, turning.roll(size // 2, -1), sin)
-        return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
+        """Rotate the last dimension of ``x``, shape ``(s, t, heads, elements)``; it may be written over."""
+        return fused.rotate(x, *self._rows(step))
 
     def _rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cosines of a step's positions, and the sines with the sign of the first half turned.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 # How long a measurement may take; within that, as often as makes the median steady.
-_BUDGET_S, _FEWEST, _MOST = 1.0, 5, 50
+_BUDGET_S, _FEWEST, _MOST = 1.0, 5, 400
 _FLOW_MOST = 64
 _HOPS = 30
 
@@ -86,6 +86,8 @@ class _Rank:
             torch.cuda.set_device(plane.device)
         self.place = Place(worker, plane, pp_size=plan.pp_size, tp_size=plan.tp_size, alone=alone)
         self.memory = DeviceMemory(plane.device)
+        self.memory.open_libraries()
+        before = self.memory.allocated_bytes()
         self.dtype: torch.dtype = getattr(torch, plan.model.dtype)
         self.prefill_step, self.decode_step = steps_of(plan)
         # On a CPU the times are worth little.
@@ -100,9 +102,8 @@ class _Rank:
         count = 0 if self.place.is_first else 2
         self._inputs = tuple(torch.randn(shape, device=plane.device, dtype=self.dtype) for _ in range(count))
         self.memory.release()
-        self.room = Room(
-            self.place, self.memory, plan, buffer_bytes=self.memory.allocated_bytes(self._inputs)
-        )
+        buffers = self.memory.allocated_bytes(self._inputs) - before
+        self.room = Room(self.place, self.memory, plan, buffer_bytes=buffers)
 
     def run(self) -> _Findings:
         """Do everything; ends early, on all ranks alike, when something does not fit."""
@@ -196,17 +197,13 @@ class _Rank:
         caches = stage.make_cache(pool, rows=self._rows, tokens=self._tokens)
         prefill = Pass(stage, caches, self.prefill_step, streams=self._inputs)
         self._phase("prefill")
-        before = self.memory.allocated_bytes()
-        self.memory.start_peak()
-        prefill.run()
-        peak_bytes = max(0, self.memory.peak_bytes() - before)
-        prefill_s = self._time(prefill)
+        peak_bytes = self._peak_bytes(stage, prefill)
+        graphs = prefill.capture() if self.memory.on_gpu else None
+        prefill_s = self._time(prefill, budget_s=2 * self._budget_s)
 
         self._phase("decode")
-        # While graphs are captured nothing can be given back.
-        self.memory.release()
-        decodes = self._decode_passes(stage, caches)
-        decode_s = self._time(decodes[0])
+        decodes = self._decode_passes(stage, caches, graphs)
+        decode_s = self._time(decodes[0], budget_s=self._budget_s)
 
         self._phase("hand-off")
         hops = {name: self._hop(step) for name, step in self._named_steps().items()}
@@ -240,9 +237,31 @@ class _Rank:
         prompts = self.plan.workload.concurrency * self.plan.workload.prompt_tokens
         return min(self.plan.pp_size, -(-prompts // self.plan.prefill_tokens))
 
-    def _decode_passes(self, stage: Stage, caches: list[list[torch.Tensor]]) -> list[Pass]:
+    def _peak_bytes(self, stage: Stage, prefill: Pass) -> int:
+        """Return the most that a chunk, or sampling for as many rows as an engine profiles, allocates."""
+        import torch
+
+        # Kernels are compiled, and tables made, at their first use.
+        prefill.run()
+        prefill.out = ()
+        self.memory.release()
+        before = self.memory.allocated_bytes()
+        self.memory.start_peak()
+        prefill.run()
+        prefill.out = ()
+        if self.place.is_last and self.memory.on_gpu:
+            self.memory.release()
+            settings = self.plan.settings
+            rows = min(settings.max_num_seqs, settings.max_num_batched_tokens)
+            x = torch.zeros((rows, stage.model.hidden_size), dtype=stage.dtype, device=stage.device)
+            stage.draw(x)
+        peak_bytes = self.memory.peak_bytes() - before
+        self.memory.release()
+        return max(0, peak_bytes)
+
+    def _decode_passes(self, stage: Stage, caches: list[list[torch.Tensor]], graphs: Any) -> list[Pass]:
         """Return one pass for each microbatch in flight, each over its own part of the cache."""
-        step, passes, pool = self.decode_step, [], None
+        step, passes, pool = self.decode_step, [], graphs
         for index in range(self.plan.microbatches):
             first = index * step.sequences
             own = Step(sequences=step.sequences, length=1, start=step.start, first_row=first)
@@ -251,11 +270,11 @@ class _Rank:
                 pool = passes[-1].capture(pool)
         return passes
 
-    def _time(self, work: Pass) -> Spread:
+    def _time(self, work: Pass, *, budget_s: float) -> Spread:
         """Time a pass on this stage alone, as often as fits the budget on the slowest rank."""
         run_repeatedly(self.place, work.run, repeats=2)
         once_s = self.place.most(min(run_repeatedly(self.place, work.run, repeats=2)))
-        repeats = max(_FEWEST, min(_MOST, int(self._budget_s / once_s)))
+        repeats = max(_FEWEST, min(_MOST, int(budget_s / once_s)))
         return Spread.of(run_repeatedly(self.place, work.run, repeats=repeats))
 
     def _hop(self, step: Step) -> Spread | None:
@@ -268,7 +287,7 @@ class _Rank:
         """Run the full pipeline; every rank notes its idle share, the last stage the times."""
         if not self.place.is_pipeline:
             return None
-        slowest_s = self.place.most(each.median_s)
+        slowest_s = self.place.most(each.mean_s)
         pp_size = self.plan.pp_size
         steps = max(4 * pp_size, min(_FLOW_MOST, int(2 * self._budget_s / slowest_s)))
         # First ways, shapes and kernels are slow; every one that is timed below is used before.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # What allocated tensors may weigh beside the prediction: an allocator rounds each one up to 512 bytes.
 WEIGHT_TOLERANCE = 1e-3
 # What the process may take of the device beside the prediction: context and NCCL are known to some 0.1 GiB.
@@ -32,11 +32,14 @@ class Spread:
 
     Args:
         median_s: The middle one.
+        mean_s: What throughput follows from. A GPU that draws all the power it may have swings between
+            clocks, a second or so in each, and neither is the rate that it keeps up.
         low_s, high_s: The first and the last tenth lie beyond.
         repeats: How many there were.
     """
 
     median_s: float
+    mean_s: float
     low_s: float
     high_s: float
     repeats: int
@@ -52,6 +55,7 @@ class Spread:
         last = len(ordered) - 1
         return cls(
             median_s=(ordered[last // 2] + ordered[-(last // 2) - 1]) / 2,
+            mean_s=sum(ordered) / len(ordered),
             low_s=ordered[round(0.1 * last)],
             high_s=ordered[round(0.9 * last)],
             repeats=len(ordered),
@@ -69,7 +73,7 @@ class StageMeasurement:
         kv_bytes: Allocated for the KV cache.
         prefill_peak_bytes: The most that a prefill chunk allocated beyond those.
         buffer_bytes: The hand-off's buffers, and an input to compute from.
-        process_bytes: All that the process took of the device in the end; 0 on a CPU.
+        process_bytes: The most that the process took of the device; 0 on a CPU.
         context_bytes: The part of it that torch did not allocate: context, libraries, NCCL, graphs.
         prefill, decode: A chunk of ``prefill_tokens``, a step of ``decode_batch`` tokens.
         handoff_prefill, handoff_decode: The hop that brought their activations here.
@@ -136,8 +140,10 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Return measured over predicted."""
-        return self.measured / self.predicted if self.predicted else float("nan")
+        """Return measured over predicted; 1 where both are nothing."""
+        if not self.predicted:
+            return 1.0 if not self.measured else float("inf")
+        return self.measured / self.predicted
 
     @property
     def passed(self) -> bool:

@@ -39,7 +39,8 @@ class Room:
 
     def lay_out_weights(self, build: Callable[[], Stage]) -> Stage | None:
         """Build the stage; ``None`` if on any rank there is no room."""
-        self.memory.limit(self._planned.budget_bytes + self.buffer_bytes)
+        # An engine captures its graphs outside its budget, and so may this.
+        self.memory.limit(self._planned.budget_bytes + self._planned.graph_bytes + self.buffer_bytes)
         if not self._fits(self._planned.weight_bytes, "weights", self._planned.budget_bytes):
             return None
         before = self.memory.allocated_bytes()

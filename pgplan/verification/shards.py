@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 _PLAIN = ("bfloat16", "float16", "float32")
+# torch's allocator takes segments for large tensors in multiples of 2 MiB, none below 20 MiB.
+_SEGMENT_BYTES = 20 << 20
 
 
 class Shards:
@@ -119,7 +121,9 @@ class Shards:
 
         if self._scratch is None or len(self._scratch) < size_bytes:
             self._scratch = None
-            self._scratch = torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
+            # It fills whole segments of the allocator: in a rest, a weight would come to lie and hold them.
+            whole = -(-size_bytes // _SEGMENT_BYTES) * _SEGMENT_BYTES
+            self._scratch = torch.empty(whole, dtype=torch.uint8, device=self.device)
         return self._scratch[:size_bytes]
 
     def begin(self, model: ModelSpec) -> None:

@@ -94,17 +94,24 @@ class Layer:
         hidden, residual = streams
         streams.clear()
         assert hidden is not None  # only a residual may be missing
-        residual = hidden if residual is None else residual.add_(hidden)
+        if residual is None:
+            residual = hidden
+            x = before_attention(residual) if before_attention else residual
+        else:
+            x = _add(hidden, residual, before_attention)
         del hidden
-        x = before_attention(residual) if before_attention else residual
         hidden = self._reduce(self.attention(x, cache, step))
         if after_attention:
             hidden = after_attention(hidden)
-        residual.add_(hidden)
+        x = _add(hidden, residual, before_mlp)
         del hidden
-        x = before_mlp(residual) if before_mlp else residual
         hidden = self._reduce(self.mlp(x))
         streams += [after_mlp(hidden) if after_mlp else hidden, residual]
+
+
+def _add(hidden: torch.Tensor, residual: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+    """Add ``hidden`` to the residual, in place, and return what the next block computes from."""
+    return norm.after_adding(hidden, residual) if norm else residual.add_(hidden)
 
 
 def _place_norms(
@@ -247,11 +254,24 @@ class Stage:
             x = norm(x)
         return x
 
-    def sample(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the likeliest token after each row of ``x``, over the whole vocabulary on every rank."""
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the head gives for each row of ``x``, for the whole vocabulary on every rank."""
         assert self.head is not None  # the last stage has one, or the embedding
-        logits = self._gather(self.head(x))[:, : self.model.vocab_size]
-        return logits.float().argmax(-1)
+        return self._gather(self.head(x))[:, : self.model.vocab_size]
+
+    def sample(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the likeliest token after each row of ``x``."""
+        return self.logits(x).float().argmax(-1)
+
+    def draw(self, x: torch.Tensor) -> torch.Tensor:
+        """Sample by probability: beside the logits in fp32 lie their probabilities, as in an engine."""
+        import torch
+
+        logits = self.logits(x)
+        scores = logits.float()
+        drawn = torch.softmax(scores, -1).argmax(-1)
+        del logits, scores  # until here
+        return drawn
 
     def last_of_each(self, x: torch.Tensor, step: Step) -> torch.Tensor:
         """Return the rows of the last token of each sequence: only those are sampled from."""

@@ -26,11 +26,11 @@ def measured_marks(record: Verification) -> Marks:
             stage.weight_bytes + stage.kv_bytes + stage.prefill_peak_bytes for stage in stages
         ),
         decode_s=tuple(
-            stage.decode.median_s + (hop.median_s if hop else 0.0)
+            stage.decode.mean_s + (hop.median_s if hop else 0.0)
             for stage, hop in zip(stages, decode_hops, strict=True)
         ),
         prefill_s=tuple(
-            stage.prefill.median_s + (hop.median_s if hop else 0.0)
+            stage.prefill.mean_s + (hop.median_s if hop else 0.0)
             for stage, hop in zip(stages, prefill_hops, strict=True)
         ),
     )
