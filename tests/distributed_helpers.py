@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pgplan.distributed import StatelessProcessGroup, socket_mesh
@@ -60,6 +61,11 @@ def bound_listener(host: str = "127.0.0.1") -> socket.socket:
     """Return a listening socket on a free port of this address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, 0), family=family)
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def close_all(groups: Sequence[StatelessProcessGroup]) -> None:

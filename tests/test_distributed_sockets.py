@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed_helpers import Workers, close_all, in_threads, socket_groups
+from distributed_helpers import Workers, close_all, descriptors, in_threads, socket_groups
 
 from pgplan.distributed import StatelessProcessGroup, memory_files, socket_mesh
 from pgplan.distributed.bootstrap import SOCKETS_VARIABLE
@@ -20,11 +20,6 @@ from pgplan.distributed.wire import HEADER, MAGIC, Kind
 from pgplan.errors import GroupError, GroupTimeoutError, MessageError, PeerLostError
 
 MIB = 1 << 20
-
-
-def descriptors() -> int:
-    """Return how many descriptors this process has open."""
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def resident_bytes() -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed_helpers import bound_listener, close_all, in_threads, tcp_groups
+from distributed_helpers import bound_listener, close_all, descriptors, in_threads, tcp_groups
 
 from pgplan.distributed import StatelessProcessGroup, auth, new_token
 from pgplan.distributed.auth import Seal
@@ -44,10 +44,6 @@ def good(groups: list[Any]) -> list[StatelessProcessGroup]:
 
 def gathered(groups: list[StatelessProcessGroup]) -> list[Any]:
     return in_threads(lambda rank: groups[rank].all_gather_obj(rank), len(groups))
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def listening_ports() -> set[tuple[str, int]]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from distributed_helpers import descriptors
 
 import pgplan
 from pgplan.errors import (
@@ -49,10 +50,6 @@ def soon(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
     while not condition() and time.monotonic() < give_up_s:
         time.sleep(0.02)
     return condition()
-
-
-def descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @pytest.fixture(autouse=True)
