@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # How long a measurement may take; within that, as often as makes the median steady.
 _BUDGET_S, _FEWEST, _MOST = 1.0, 5, 400
 _FLOW_MOST = 64
+_ALONE = 4
 _HOPS = 30
 
 
@@ -272,10 +273,15 @@ class _Rank:
 
     def _time(self, work: Pass, *, budget_s: float) -> Spread:
         """Time a pass on this stage alone, as often as fits the budget on the slowest rank."""
-        run_repeatedly(self.place, work.run, repeats=2)
+        run_repeatedly(self.place, work.run, repeats=1)
         once_s = self.place.most(min(run_repeatedly(self.place, work.run, repeats=2)))
+        run_repeatedly(self.place, work.run, repeats=self._settling(once_s))
         repeats = max(_FEWEST, min(_MOST, int(budget_s / once_s)))
         return Spread.of(run_repeatedly(self.place, work.run, repeats=repeats))
+
+    def _settling(self, once_s: float) -> int:
+        """Return how often to run before times hold: a GPU pays for a second for the power it drew."""
+        return max(1, int(self._budget_s / once_s))
 
     def _hop(self, step: Step) -> Spread | None:
         if self.place.handoff is None:
@@ -292,8 +298,8 @@ class _Rank:
         steps = max(4 * pp_size, min(_FLOW_MOST, int(2 * self._budget_s / slowest_s)))
         # First ways, shapes and kernels are slow; every one that is timed below is used before.
         run_pipeline(self.place, passes, steps=pp_size + len(passes), in_flight=in_flight)
-        run_pipeline(self.place, passes[:1], steps=2, in_flight=1)
-        alone = run_pipeline(self.place, passes[:1], steps=_FEWEST, in_flight=1)
+        alone = run_pipeline(self.place, passes[:1], steps=_ALONE, in_flight=1)
+        run_pipeline(self.place, passes, steps=pp_size + self._settling(slowest_s), in_flight=in_flight)
         marks = run_pipeline(self.place, passes, steps=steps + pp_size, in_flight=in_flight)
         # The pipeline fills during the first steps.
         ends = [end for _, end in marks[pp_size - 1 :]]
