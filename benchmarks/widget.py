@@ -9,7 +9,8 @@ Llama-3.1-405B (126 layers) over 64 stages of one H200 each, in headless Chromiu
 - the same for a slider whose kernel only writes its number into an HTML widget: what JupyterLab, the kernel
   and the browser take whatever is drawn. It is moved in turn with the planner, so both see the same machine.
 
-Each drag moves another cut. Afterwards come bursts of 100 changes, whose last value must arrive, and 1,000
+Each drag moves another cut, and each round serves prompts of a new length, so that no timed change has been
+planned before. Afterwards come bursts of 100 changes, whose last value must arrive, and 1,000
 changes, after which the kernel and the page must be as large as before.
 """
 
@@ -22,6 +23,7 @@ import sys
 import tempfile
 from ast import literal_eval
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,7 @@ IN_THE_PAGE = """
   };
 }
 """
-PICTURE, NUMBER = ".pgplan-picture .widget-html-content", ".bare-html .widget-html-content"
+PICTURE, NUMBER = ".pgplan-picture", ".bare-html .widget-html-content"
 
 
 class Bench:
@@ -128,13 +130,15 @@ class Bench:
         self.handles = PlannerPage(page).handles
         self.pp = page.locator(".pgplan-control-pp .noUi-handle")
         self.bare = page.locator(".bare-slider .noUi-handle")
+        self.prompt_tokens = count(1500)
 
     def ask(self, expression: str) -> Any:
         """Evaluate an expression in the kernel."""
         return literal_eval(self.page.evaluate("code => window.ask(code)", expression))
 
     def rest(self) -> None:
-        """Wait until kernel and page have nothing to do."""
+        """Wait until kernel and page have nothing to do, what they put off included."""
+        self.page.wait_for_function("!document.querySelector('.pgplan-old')")
         self.page.wait_for_function("window.notebook.sessionContext.session.kernel.status === 'idle'")
         self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
@@ -144,6 +148,10 @@ class Bench:
         self.page.evaluate("([selector, kind]) => window.paint(selector, kind)", [selector, kind])
         act()
         return float(self.page.evaluate("window.painted"))
+
+    def change_workload(self) -> None:
+        """Plan for prompts of a new length, so that nothing that is timed next has been planned before."""
+        self.ask(f"setattr(planner.controls['prompt_tokens'], 'value', {next(self.prompt_tokens)})")
 
     def press(self, slider: Locator, key: str) -> None:
         """Press a key on a slider."""
@@ -171,14 +179,14 @@ def paint_times(bench: Bench, repetitions: int) -> dict[str, list[float]]:
     """Move the cut, the pp slider and the bare slider in turn."""
     times: dict[str, list[float]] = {"bare": [], "cut": [], "pp": []}
     for index in range(repetitions):
+        bench.change_workload()
         key = "ArrowLeft" if index % 2 == 0 else "ArrowRight"
         times["bare"].append(bench.time(NUMBER, "keydown", lambda key=key: bench.press(bench.bare, key)))
         times["pp"].append(bench.time(PICTURE, "keydown", lambda key=key: bench.press(bench.pp, key)))
         if index % 2 == 1:  # 64 stages again
             times["cut"].append(bench.drag(index))
             times["cut"].append(bench.drag(index + 31))
-            bench.page.locator(".pgplan-undo").click()
-            bench.page.locator(".pgplan-undo").click()
+            bench.page.locator(".pgplan-auto").click()
     return times
 
 
@@ -201,7 +209,7 @@ def burst(bench: Bench) -> dict[str, Any]:
 
 
 def growth(bench: Bench, changes: int) -> dict[str, Any]:
-    """Change pp_size back and forth and return what kernel and page hold before and after."""
+    """Walk pp_size ten stages down and up and return what kernel and page hold before and after."""
 
     def look() -> dict[str, float]:
         bench.rest()
@@ -211,9 +219,9 @@ def growth(bench: Bench, changes: int) -> dict[str, Any]:
             "nodes": bench.page.evaluate("document.querySelectorAll('*').length"),
         }
 
-    def change(count: int) -> None:
-        for index in range(count):
-            key = "ArrowLeft" if index % 2 == 0 else "ArrowRight"
+    def change(times: int) -> None:
+        for index in range(times):
+            key = "ArrowLeft" if index % 20 < 10 else "ArrowRight"
             bench.time(PICTURE, "keydown", lambda key=key: bench.press(bench.pp, key))
 
     change(max(20, changes // 10))
@@ -238,7 +246,7 @@ def measure(browser: Browser, repetitions: int, changes: int) -> dict[str, Any]:
         paint_times(bench, 4)  # what is compiled and cached on first use
         bench.ask("turns.clear()")
         paint = paint_times(bench, repetitions)
-        shows = "shows=planner.board.picture"
+        shows = "shows=planner.board.picture.live"
         kernel = {
             "bare": bench.ask("kernel_ms(bare, shows=number)"),
             "cut": bench.ask(f"kernel_ms(planner.board.ruler, {shows})"),

@@ -8,6 +8,8 @@ from plan_samples import NAMES, sample
 
 from pgplan.view import plan_svg
 from pgplan.view.layout import text_width
+from pgplan.view.picture import make_picture
+from pgplan.view.svg import picture_pieces
 
 SVG = "{http://www.w3.org/2000/svg}"
 WIDTHS = (480, 960, 1400)
@@ -46,7 +48,7 @@ def test_nothing_overlaps_and_nothing_is_cut_off(name, width):
 def test_it_is_harmless_in_any_page(name):
     root = ElementTree.fromstring(plan_svg(sample(name)))
     for element in root.iter():
-        assert element.tag.removeprefix(SVG) in {"svg", "desc", "text", "path", "rect", "title"}
+        assert element.tag.removeprefix(SVG) in {"svg", "desc", "g", "text", "path", "rect", "title"}
         assert element.get("id") is None
         assert element.get("class") is None
 
@@ -74,9 +76,26 @@ def test_every_stage_can_be_asked_for_its_figures():
     for width in (960, 480):
         titles = [e.text for e in ElementTree.fromstring(plan_svg(plan, width=width)).iter(SVG + "title")]
         assert len(titles) == 3 * plan.pp_size
-        assert titles[0].startswith("stage 0 on H200")
-        assert titles[plan.pp_size].startswith("stage 0, decode")
-        assert titles[2 * plan.pp_size].startswith("stage 0, prefill")
+        for stage in range(plan.pp_size):
+            memory, decode, prefill = titles[3 * stage : 3 * stage + 3]
+            assert memory.startswith(f"stage {stage} on H200")
+            assert decode.startswith(f"stage {stage}, decode")
+            assert prefill.startswith(f"stage {stage}, prefill")
+
+
+@pytest.mark.parametrize("width", [960, 480])
+def test_its_pieces_are_one_element_each_however_many_stages_there_are(width):
+    """Who replaces a piece replaces one child; a stage more or less leaves the others in their places."""
+    for name in NAMES:
+        opened, *pieces = picture_pieces(make_picture(sample(name)), width=width)
+        assert opened.startswith("<svg ")
+        assert opened.count("<") == 1
+        root = ElementTree.fromstring(plan_svg(sample(name), width=width))
+        whole = [ElementTree.tostring(child) for child in root]
+        assert len(whole) == len(pieces) == 6 + 2 * sample(name).pp_size
+        for child, piece in zip(whole, pieces, strict=True):
+            alone = ElementTree.fromstring(f'<svg xmlns="{SVG[1:-1]}">{piece}</svg>')
+            assert [ElementTree.tostring(each) for each in alone] == [child]
 
 
 def test_names_are_escaped():

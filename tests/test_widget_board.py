@@ -116,9 +116,12 @@ def test_a_stage_beyond_the_plan_is_off_the_page_and_comes_back(planner):
     planner.controls["pp"].value = 2
     assert len(planner.board.stages._row.children) == 2
     planner.controls["pp"].value = 20
-    assert len(planner.board.stages._row.children) == 20
-    # Many stages fold away.
+    # Many stages fold away, and wait there until they are unfolded.
     assert planner.board.stages._row not in planner.board.stages.box.children
+    planner.board.stages._fold.selected_index = 0
+    assert len(planner.board.stages._row.children) == 20
+    planner.controls["split"].value = ",".join(["4"] * 20)
+    assert _cell(planner, 19)[1].description == "stage 19: 4"
     planner.controls["pp"].value = 4
     assert planner.board.stages._row in planner.board.stages.box.children
 

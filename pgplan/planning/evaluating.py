@@ -30,7 +30,7 @@ def evaluate(
     outcome = weigh(costing, split)
     capacity, prefill_flow, decode_flow = outcome.capacity, outcome.prefill_flow, outcome.decode_flow
     stages = tuple(_kept_stage(costing, outcome, stage) for stage in range(len(split)))
-    problems = _problems(costing, capacity, outcome.held)
+    problems = outcome.problems
     return Plan(
         model=costing.model,
         cluster=costing.cluster,
@@ -134,17 +134,6 @@ def _outside_parameters(costing: Costing, stage: int) -> int:
     if stage == last:
         count += sum(norm.parameters for norm in model.final_norm) + costing.draft_parameters
     return count
-
-
-def _problems(costing: Costing, capacity: KVCapacity, held: int) -> tuple[str, ...]:
-    """Say why the engine would not start, or would serve nothing."""
-    problems = [capacity.problem] if capacity.problem else []
-    if not problems and held < 1:
-        problems.append(
-            f"the KV cache holds {capacity.tokens:,} tokens, fewer than one request of "
-            f"{costing.workload.tokens_per_request:,} tokens"
-        )
-    return tuple(problems)
 
 
 def _bottleneck(

@@ -11,8 +11,7 @@ from pgplan.errors import PgplanError
 from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
 from pgplan.planning.costing import costing_for
-from pgplan.planning.evaluating import evaluate
-from pgplan.planning.outcome import weigh
+from pgplan.planning.outcome import Outcome, weigh
 from pgplan.planning.record import Plan, split_ranges
 from pgplan.workload import Workload
 
@@ -66,20 +65,19 @@ def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
     return found
 
 
-def own_split_plan(plan: Plan) -> Plan | None:
-    """Return the plan with the engine's own split; ``None``: it has none that can run."""
-    return _own_split_plan(plan.model, plan.cluster, plan.workload, plan.engine)
+def own_split(plan: Plan) -> Outcome | None:
+    """Return what the engine's own split amounts to; ``None``: it has none that can run."""
+    return _own_split(plan.model, plan.cluster, plan.workload, plan.engine)
 
 
 # While cuts are dragged, all but the split stays the same.
 @lru_cache(maxsize=4)
-def _own_split_plan(model: ModelSpec, cluster: Cluster, workload: Workload, engine: str) -> Plan | None:
-    found = find_engine(engine)
+def _own_split(model: ModelSpec, cluster: Cluster, workload: Workload, engine: str) -> Outcome | None:
     try:
-        split = found.default_split(model.num_layers, cluster.pp_size)
+        split = find_engine(engine).default_split(model.num_layers, cluster.pp_size)
     except PgplanError:
         return None
-    return evaluate(costing_for(model, cluster, workload, engine), split) if min(split) >= 1 else None
+    return weigh(costing_for(model, cluster, workload, engine), split) if min(split) >= 1 else None
 
 
 def worth(plan: Plan, quantity: str) -> float:

@@ -20,11 +20,13 @@ class Outcome:
     """Hold what follows from a split.
 
     Args:
+        split: Layers per stage.
         ranges: Layers ``[start, stop)`` of each stage.
         memory: What its engine asks of each stage.
         capacity: What the KV cache amounts to.
         pools: Bytes of each stage's KV pool.
         held: Requests of the workload that the KV cache holds.
+        problems: Why the engine would not start, or would serve nothing.
         served: Requests that run at once.
         microbatches, batch: Microbatches in flight during decode, and the requests in each.
         prefill, decode: The times of one microbatch of each phase.
@@ -32,11 +34,13 @@ class Outcome:
         prefill_tokens_per_s, decode_tokens_per_s: Throughput of the whole pipeline.
     """
 
+    split: tuple[int, ...]
     ranges: tuple[tuple[int, int], ...]
     memory: tuple[StageMemory, ...]
     capacity: KVCapacity
     pools: tuple[int, ...]
     held: int
+    problems: tuple[str, ...]
     served: int
     microbatches: int
     batch: int
@@ -46,6 +50,16 @@ class Outcome:
     decode_flow: Flow
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+
+    @property
+    def kv_tokens(self) -> int:
+        """Return the tokens that the KV cache holds."""
+        return self.capacity.tokens
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether the engine would start and hold at least one request of the longest context."""
+        return not self.problems
 
     def worth(self, quantity: str) -> float:
         """Return what it has of a bottleneck's resource: tokens, tokens per second, bytes to spare."""
@@ -77,11 +91,13 @@ def weigh(costing: Costing, split: tuple[int, ...]) -> Outcome:
     prefill_flow = _flow(costing, prefill, ranges, microbatches=min(costing.cluster.pp_size, chunks))
     decode_flow = _flow(costing, decode, ranges, microbatches=microbatches)
     return Outcome(
+        split=split,
         ranges=ranges,
         memory=memory,
         capacity=capacity,
         pools=pools,
         held=held,
+        problems=_problems(costing, capacity, held),
         served=served,
         microbatches=microbatches,
         batch=batch,
@@ -99,3 +115,14 @@ def _flow(
 ) -> Flow:
     compute = [costing.stage_s(times, stage, *span) for stage, span in enumerate(ranges)]
     return flow(compute, times.handoff_s, microbatches=microbatches)
+
+
+def _problems(costing: Costing, capacity: KVCapacity, held: int) -> tuple[str, ...]:
+    """Say why the engine would not start, or would serve nothing."""
+    problems = [capacity.problem] if capacity.problem else []
+    if not problems and held < 1:
+        problems.append(
+            f"the KV cache holds {capacity.tokens:,} tokens, fewer than one request of "
+            f"{costing.workload.tokens_per_request:,} tokens"
+        )
+    return tuple(problems)

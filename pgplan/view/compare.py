@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from pgplan.planning.outcome import Outcome
 from pgplan.planning.record import Plan, StagePlan
 from pgplan.view.frame import plan_frame
 from pgplan.view.numbers import change, gib, milliseconds, short_count
@@ -16,6 +17,20 @@ from pgplan.view.table import Table, TableColumn
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def gain_words(a: Plan | Outcome, b: Plan | Outcome) -> str:
+    """Say in one line what B changes, e.g. ``"decode +14 %, prefill −9 %, KV 412k tokens (−6 %)"``."""
+    if not (a.fits and b.fits):
+        # The throughput of a plan that cannot run is nothing to compare with.
+        return "B fits, A does not" if b.fits else "A fits, B does not" if a.fits else "neither fits"
+    return ", ".join(
+        (
+            f"decode {change(a.decode_tokens_per_s, b.decode_tokens_per_s)}",
+            f"prefill {change(a.prefill_tokens_per_s, b.prefill_tokens_per_s)}",
+            f"KV {short_count(b.kv_tokens)} tokens ({change(a.kv_tokens, b.kv_tokens)})",
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,17 +48,7 @@ class Comparison:
     @property
     def words(self) -> str:
         """Say in one line what B changes, e.g. ``"decode +14 %, prefill −9 %, KV 412k tokens (−6 %)"``."""
-        a, b = self.a, self.b
-        if not (a.fits and b.fits):
-            # The throughput of a plan that cannot run is nothing to compare with.
-            return "B fits, A does not" if b.fits else "A fits, B does not" if a.fits else "neither fits"
-        return ", ".join(
-            (
-                f"decode {change(a.decode_tokens_per_s, b.decode_tokens_per_s)}",
-                f"prefill {change(a.prefill_tokens_per_s, b.prefill_tokens_per_s)}",
-                f"KV {short_count(b.kv_tokens)} tokens ({change(a.kv_tokens, b.kv_tokens)})",
-            )
-        )
+        return gain_words(self.a, self.b)
 
     def __str__(self) -> str:
         columns = shutil.get_terminal_size(fallback=(80, 24)).columns

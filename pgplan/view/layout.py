@@ -23,6 +23,9 @@ _WIDEST_LABEL = 0.36
 _ROWS = ((6, 40, 12.0), (10, 34, 12.0), (20, 25, 11.5), (36, 18, 11.0))
 _DENSE = (14, 10.0)
 
+Places = tuple[tuple[float, float, float], ...]
+"""Of each panel, left, right and top of what belongs to its bars (pixels)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
@@ -70,6 +73,26 @@ class Layout:
     def bar_y(self, column: Column, stage: int) -> float:
         """Return the upper edge of a stage's bar."""
         return column.top + stage * self.pitch + (self.pitch - self.bar) / 2
+
+    def middle(self, column: Column, stage: int) -> float:
+        """Return the middle of a stage's bar."""
+        return column.top + (stage + 0.5) * self.pitch
+
+    @property
+    def is_stacked(self) -> bool:
+        """Tell whether the times stand below the memory."""
+        return self.decode.top > self.memory.top
+
+    @property
+    def strips(self) -> Places:
+        """Return left, right and top of what belongs to the bars of memory, decode and prefill."""
+        decode_x, prefill_x = self.decode.x - 4, self.prefill.x - 4
+        ends = (self.width, decode_x, prefill_x)
+        starts = (0.0, 0.0 if self.is_stacked else decode_x, prefill_x)
+        return tuple(
+            (start, min(end for end in ends if end > column.value_x), column.top)
+            for start, column in zip(starts, (self.memory, self.decode, self.prefill), strict=True)
+        )
 
 
 def text_width(text: str, font: float, *, bold: bool = False) -> float:

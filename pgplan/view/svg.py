@@ -8,14 +8,15 @@ which would collide between the cells of a notebook.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from pgplan.planning.record import Plan
-from pgplan.view.layout import MARGIN, Column, Layout, fitted, lay_out, legend_labels, row_label, text_width
-from pgplan.view.numbers import GIB, gib, milliseconds, short_count
-from pgplan.view.picture import ALERT, PARTS, STEADY, Marks, Phase, Picture, Row, make_picture
+from pgplan.view.layout import MARGIN, Column, Layout, lay_out, legend_labels, text_width
+from pgplan.view.numbers import GIB
+from pgplan.view.picture import ALERT, PARTS, STEADY, Marks, Phase, Picture, make_picture
 from pgplan.view.shapes import Box, bars, frames, lines, text, texture
+from pgplan.view.svg_rows import Segment, place_segments, row_hovers, row_words
 
 _FONT = "system-ui,-apple-system,'Segoe UI',Helvetica,Arial,'DejaVu Sans',sans-serif"
 _PARTS = {part.key: part for part in PARTS}
@@ -44,31 +45,46 @@ def plan_svg(plan: Plan, *, width: int = 960, marks: Marks | None = None, with_h
 
 def picture_svg(picture: Picture, *, width: int = 960, with_header: bool = True) -> str:
     """Draw a picture as SVG."""
+    return f"{''.join(picture_pieces(picture, width=width, with_header=with_header))}</svg>"
+
+
+def picture_pieces(picture: Picture, *, width: int = 960, with_header: bool = True) -> tuple[str, ...]:
+    """Draw a picture as the elements of an SVG, so that who has drawn one before replaces what differs.
+
+    Returns:
+        The SVG's opening tag, then one element each: description, header, the bars of memory, decode and
+        prefill, legend; then for every stage its words, and what it tells under the pointer.
+    """
     layout = lay_out(picture, width=max(_NARROWEST, width), with_header=with_header)
     decode, prefill = picture.phases
     marks = picture.marks
     spoken = escape(f"{picture.title}. {picture.sentence} {picture.summary}")
-    is_stacked = layout.decode.top > layout.memory.top
-    pieces = [
+    scale = layout.memory.bar_width / picture.memory_end_bytes
+    segments = [place_segments(row, layout, scale) for row in picture.rows]
+    header = [
+        text(MARGIN, y, line, font=font, bold=bold, faint=font < 12) for y, font, bold, line in layout.header
+    ]
+    places, stages = layout.strips, range(len(picture.rows))
+    beside = [
+        (row_words(picture, layout, stage, segments[stage]), row_hovers(picture, layout, stage, places))
+        for stage in stages
+    ]
+    return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{layout.width:g}" height="{layout.height:.0f}" '
         f'viewBox="0 0 {layout.width:g} {layout.height:.0f}" role="img" aria-label="{spoken}" '
         f'style="max-width:100%;height:auto" font-family="{_FONT}" fill="currentColor">',
         f"<desc>{escape(picture.basis)}</desc>",
-        *(
-            text(MARGIN, y, line, font=font, bold=bold, faint=font < 12)
-            for y, font, bold, line in layout.header
-        ),
-        *_memory_panel(picture, layout),
-        *_phase_panel(decode, layout, layout.decode, marks.decode_s if marks else ()),
-        *_phase_panel(prefill, layout, layout.prefill, marks.prefill_s if marks else ()),
-        *_row_labels(picture, layout, layout.memory),
-        *(_row_labels(picture, layout, layout.decode) if is_stacked else ()),
-        *_legend(picture, layout),
-        text(MARGIN, layout.basis_y, picture.basis, font=11, faint=True),
-        *_hover_strips(picture, layout),
-        "</svg>",
-    ]
-    return "".join(pieces)
+        _group(header),
+        _group(_memory_panel(picture, layout, scale, segments)),
+        _group(_phase_panel(decode, layout, layout.decode, marks.decode_s if marks else ())),
+        _group(_phase_panel(prefill, layout, layout.prefill, marks.prefill_s if marks else ())),
+        _group([*_legend(picture, layout), text(MARGIN, layout.basis_y, picture.basis, font=11, faint=True)]),
+        *(piece for pair in beside for piece in pair),
+    )
+
+
+def _group(pieces: Iterable[str]) -> str:
+    return f"<g>{''.join(pieces)}</g>"
 
 
 def _heading(column: Column, title: str, *notes: str) -> list[str]:
@@ -82,34 +98,22 @@ def _heading(column: Column, title: str, *notes: str) -> list[str]:
     ]
 
 
-def _memory_panel(picture: Picture, layout: Layout) -> list[str]:
+def _memory_panel(picture: Picture, layout: Layout, scale: float, segments: list[list[Segment]]) -> list[str]:
     column = layout.memory
-    scale = column.bar_width / picture.memory_end_bytes
-    font = layout.font - 1
     fills: dict[str, list[Box]] = defaultdict(list)
     textures: dict[str, list[Box]] = defaultdict(list)
-    words: list[str] = []
     over: list[Box] = []
     for stage, row in enumerate(picture.rows):
-        x, y = column.x, layout.bar_y(column, stage)
-        for key, size in row.segments:
-            wide = size * scale
-            label = _segment_label(key, size, wide, font)
-            taken = 0.0
-            if label:
-                words.append(
-                    text(x + 4, y + layout.bar / 2 + font * 0.36, label, font=font, fill=_PARTS[key].ink)
-                )
-                # The texture begins after the label, which would be hard to read on it.
-                taken = text_width(label, font) + 6
+        y = layout.bar_y(column, stage)
+        for key, x, wide, label in segments[stage]:
             if wide >= _SPECK:
+                # The texture begins after the label, which would be hard to read on it.
+                taken = text_width(label, layout.font - 1) + 6 if label else 0.0
                 drawn = max(wide - 0.8, _SPECK)
                 fills[key].append((x, y, drawn, layout.bar))
                 textures[key].append((x + taken, y, max(drawn - taken, 0.0), layout.bar))
-            x += wide
         if row.short_bytes:
             over.append((column.x + row.budget_bytes * scale, y, row.short_bytes * scale, layout.bar))
-        words.append(_capacity(row, layout, stage))
     pieces = _heading(column, "Memory per GPU, GiB", picture.memory_note, picture.kv_note)
     pieces.append(text(column.value_x, column.top - 8, "KV tokens", font=11, faint=True))
     pieces.append(_memory_axis(picture, layout, scale))
@@ -118,28 +122,8 @@ def _memory_panel(picture: Picture, layout: Layout) -> list[str]:
         pieces.append(texture(_PARTS[key].hatch, textures[key], _PARTS[key].ink))
     pieces += [frames(over, ALERT), texture("stripes", over, ALERT), _limit_lines(picture, layout, scale)]
     if picture.marks is not None:
-        words.append(_marked(picture.marks.memory_bytes, layout, column, scale))
-    return pieces + words
-
-
-def _segment_label(key: str, size: int, wide: float, font: float) -> str:
-    """Return the longest label that fits a segment, or none."""
-    number = gib(size)
-    candidates = {"kv": (f"KV {number}", number), "stranded": (f"stranded {number}", number)}
-    for label in candidates.get(key, (number,)):
-        if text_width(label, font) + 8 <= wide:
-            return label
-    return ""
-
-
-def _capacity(row: Row, layout: Layout, stage: int) -> str:
-    """Return the KV tokens that a stage could hold, or what it is short of."""
-    y = layout.memory.top + (stage + 0.5) * layout.pitch + layout.font * 0.36
-    words = f"{short_count(row.kv_tokens)}{' ◀' if row.is_tightest else ''}"
-    if row.short_bytes:
-        words = f"short {gib(row.short_bytes)} GiB"
-    bold = row.is_tightest or row.short_bytes > 0
-    return text(layout.memory.value_x, y, words, font=layout.font, bold=bold)
+        pieces.append(_marked(picture.marks.memory_bytes, layout, column, scale))
+    return pieces
 
 
 def _memory_axis(picture: Picture, layout: Layout, scale: float) -> str:
@@ -180,7 +164,6 @@ def _phase_panel(phase: Phase, layout: Layout, column: Column, marks: Sequence[f
     boxes: dict[str, list[Box]] = {STEADY: [], ALERT: []}
     handoffs: list[Box] = []
     idle: list[Box] = []
-    words = []
     for stage, bar in enumerate(phase.bars):
         y = layout.bar_y(column, stage)
         wide = bar.compute_s * scale
@@ -189,9 +172,6 @@ def _phase_panel(phase: Phase, layout: Layout, column: Column, marks: Sequence[f
             handoffs.append((column.x + wide, y, bar.handoff_s * scale, layout.bar))
         if bar.idle_s * scale >= _SPECK:
             idle.append((column.x + bar.total_s * scale, y, bar.idle_s * scale, layout.bar))
-        label = f"{milliseconds(bar.total_s)}{' ◀' if bar.is_slowest else ''}"
-        middle = column.top + (stage + 0.5) * layout.pitch + layout.font * 0.36
-        words.append(text(column.value_x, middle, label, font=layout.font, bold=bar.is_slowest))
     pieces = _heading(column, f"{phase.name.capitalize()}, ms", phase.note, phase.rate)
     pieces += [bars(those, colour) for colour, those in boxes.items()]
     pieces.append(bars(handoffs, "currentColor", opacity=_HANDOFF_OPACITY))
@@ -199,23 +179,6 @@ def _phase_panel(phase: Phase, layout: Layout, column: Column, marks: Sequence[f
     if phase.is_full:
         cycle = f"M{column.x + phase.cycle_s * scale:.1f} {column.top:.1f}v{len(phase.bars) * layout.pitch:g}"
         pieces.append(lines(cycle, ALERT, width=1.4, dash="2 2"))
-    return pieces + words
-
-
-def _row_labels(picture: Picture, layout: Layout, column: Column) -> list[str]:
-    x, font = layout.label_x, layout.font
-    pieces = []
-    for stage, row in enumerate(picture.rows):
-        middle = column.top + (stage + 0.5) * layout.pitch
-        marked = row.is_bottleneck and len(picture.rows) > 1
-        mark = "▶ " if marked else ""
-        if layout.two_lines:
-            pieces.append(text(x, middle - 2, f"{mark}{row.name}", font=font, bold=True, anchor="end"))
-            detail = fitted(row.detail, x, font - 1.5)
-            pieces.append(text(x, middle + 12, detail, font=font - 1.5, faint=True, anchor="end"))
-        else:
-            label = fitted(f"{mark}{row_label(row)}", x, font, bold=marked)
-            pieces.append(text(x, middle + font * 0.36, label, font=font, bold=marked, anchor="end"))
     return pieces
 
 
@@ -248,24 +211,3 @@ def _marked(values: Sequence[float], layout: Layout, column: Column, scale: floa
         y = layout.bar_y(column, stage) + layout.bar
         path += f"M{column.x:.1f} {y + 1.5:.1f}h{value * scale:.1f}v-{layout.bar + 1.5:g}"
     return lines(path, "currentColor", width=2)
-
-
-def _hover_strips(picture: Picture, layout: Layout) -> list[str]:
-    """Lay a transparent strip over each bar, with its label and value, that tells its figures."""
-    decode, prefill = picture.phases
-    is_stacked = layout.decode.top > layout.memory.top
-    panels: list[tuple[float, float, float, list[str]]] = []
-    for start, column, hovers in (
-        (0.0, layout.memory, [row.hover for row in picture.rows]),
-        (0.0 if is_stacked else layout.decode.x - 4, layout.decode, [bar.hover for bar in decode.bars]),
-        (layout.prefill.x - 4, layout.prefill, [bar.hover for bar in prefill.bars]),
-    ):
-        ends = (layout.width, layout.decode.x - 4, layout.prefill.x - 4)
-        stop = min(end for end in ends if end > column.value_x)
-        panels.append((start, stop, column.top, hovers))
-    return [
-        f'<rect x="{start:g}" y="{top + stage * layout.pitch:g}" width="{stop - start:g}" '
-        f'height="{layout.pitch:g}" fill="transparent"><title>{escape(hover, quote=False)}</title></rect>'
-        for start, stop, top, hovers in panels
-        for stage, hover in enumerate(hovers)
-    ]

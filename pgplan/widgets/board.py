@@ -10,18 +10,20 @@ import ipywidgets as W
 from pgplan.planning import Plan
 from pgplan.verification import Verification
 from pgplan.view.picture import Marks, make_picture, plan_marks
-from pgplan.view.svg import picture_svg
 from pgplan.widgets.comparison import Comparison, Figures
 from pgplan.widgets.files import Files
 from pgplan.widgets.handover import HandOver
+from pgplan.widgets.live_picture import PictureView
 from pgplan.widgets.measured import measured_marks
 from pgplan.widgets.proof import Proof
+from pgplan.widgets.rest import Rest
 from pgplan.widgets.ruler import make_ruler, ruler_state
 from pgplan.widgets.scene import Pane, Scene, headline
 from pgplan.widgets.stages import Stages
 from pgplan.widgets.style import button, column, html, row, told
 
-PICTURE_WIDTH = 900
+# How long a dragged cut or slider must have stood still.
+_REST_S = 0.12
 
 
 def _marks(scene: Scene) -> Marks | None:
@@ -57,8 +59,9 @@ class Board:
     ) -> None:
         self._scene: Scene | None = None
         self._edit = edit
+        self._rest = Rest(self._complete, after_s=_REST_S)
         self._is_drawing = False
-        self.sentence, self.picture, self.status = html("sentence"), html("picture"), html("status")
+        self.sentence, self.picture, self.status = html("sentence"), PictureView(), html("status")
         self.stages = Stages(
             step=lambda stage, by: edit("step", (stage, by)), pin=lambda pinned: edit("pinned", pinned)
         )
@@ -104,7 +107,7 @@ class Board:
             self.sentence,
             *ruled,
             self.stages.box,
-            self.picture,
+            self.picture.box,
             self.tab,
             name="board",
             flex="1 1 560px",
@@ -114,20 +117,28 @@ class Board:
     # --- drawing --------------------------------------------------------------------------------------
 
     def draw(self, scene: Scene, *, can_undo: bool, can_redo: bool) -> None:
-        """Draw a scene; of the panes below only the one on display."""
+        """Draw a scene; once the user rests, also what is told under the pointer and the pane on display."""
         self._is_drawing = True
         try:
             self._scene = scene
-            picture = make_picture(scene.plan, marks=_marks(scene))
+            picture = make_picture(scene.plan, marks=_marks(scene), with_hovers=False)
+            # What the eye follows goes out first.
+            self.picture.draw(picture)
+            self.refuse(scene)
             self.sentence.value = headline(scene, waste=picture.waste)
             self.stages.draw(scene)
-            self.refuse(scene)
-            self.picture.value = picture_svg(picture, width=PICTURE_WIDTH, with_header=False)
             self.buttons["undo"].disabled, self.buttons["redo"].disabled = not can_undo, not can_redo
             self.buttons["pin"].description = "Unpin A" if scene.reference == scene.plan else "Pin as A"
-            self._draw_pane()
         finally:
             self._is_drawing = False
+        # Until the pane is drawn it is dimmed, and nothing on it can be copied: it is of an older plan.
+        self.tab.add_class("pgplan-old")
+        self._rest.soon()
+
+    def _complete(self) -> None:
+        if self._scene is not None:
+            self.picture.draw(make_picture(self._scene.plan, marks=_marks(self._scene)))
+            self._draw_pane()
 
     def refuse(self, scene: Scene) -> None:
         """Have the ruler show the scene's cuts, whatever was dragged."""
@@ -152,6 +163,7 @@ class Board:
 
     def close(self) -> None:
         """End what runs, and close what is not on the page right now."""
+        self._rest.stop()
         self.proof.cancel()
         self.proof.wait()
         self.stages.close()
@@ -159,6 +171,7 @@ class Board:
     def _draw_pane(self) -> None:
         if self._scene is not None and self.tab.selected_index is not None:
             list(self._panes.values())[self.tab.selected_index].draw(self._scene)
+            self.tab.remove_class("pgplan-old")
 
     def _ruled(self, change: dict[str, Any]) -> None:
         if not self._is_drawing:

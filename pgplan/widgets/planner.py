@@ -300,6 +300,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         """Draw a scene and let every control say what it was made from."""
         with self._syncing():
             self._scene = scene
+            self.board.draw(scene, can_undo=bool(self._history.before), can_redo=bool(self._history.after))
             self._controls.sync(
                 scene.choice,
                 scene.plan,
@@ -309,7 +310,6 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
             )
             if not self._unread_split:
                 self._controls.tell("", "")
-            self.board.draw(scene, can_undo=bool(self._history.before), can_redo=bool(self._history.after))
             self.board.tell(words)
             self.plan = scene.plan
         self._snapshot.changed()

@@ -11,11 +11,10 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from pgplan.engines import find_engine
 from pgplan.hardware import Cluster
 from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec
 from pgplan.planning import Plan
-from pgplan.planning.costing import Costing
+from pgplan.planning.costing import costing_for
 from pgplan.planning.record import StagePlan
 from pgplan.view.numbers import duration, gib, milliseconds, times
 from pgplan.view.picture import PARTS
@@ -123,7 +122,7 @@ def _costs(
     model: ModelSpec, cluster: Cluster, workload: Workload, engine: str, phase: str, batch: int
 ) -> tuple[tuple[_Cost, ...], tuple[float, float]]:
     """Return what each kind of layer costs, and the seconds of embedding and head."""
-    costing = Costing(model, cluster, workload, find_engine(engine))
+    costing = costing_for(model, cluster, workload, engine)
     phase_times = costing.prefill_times() if phase == "prefill" else costing.decode_times(batch)
     gpu = cluster.gpus[0]
     seconds = [sum(part_s for _, part_s in parts) for parts in phase_times.layer_parts[gpu]]

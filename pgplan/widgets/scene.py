@@ -15,10 +15,11 @@ from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
 from pgplan.planning import Objective, Plan
 from pgplan.planning import plan as make_plan
-from pgplan.planning.moving import Move, best_move, own_split_plan, worth
+from pgplan.planning.moving import Move, best_move, own_split, worth
+from pgplan.planning.outcome import Outcome
 from pgplan.split import format_split
 from pgplan.verification import Verification
-from pgplan.view import compare_plans
+from pgplan.view.compare import gain_words
 from pgplan.view.numbers import change, gib, share
 from pgplan.view.sentences import plan_sentence, plan_summary
 from pgplan.widgets.choice import Choice
@@ -32,7 +33,7 @@ class Scene:
     Args:
         choice: What was chosen.
         plan: What follows from it.
-        own: The plan with the engine's own split; ``None``: it has none that can run.
+        own: What the engine's own split amounts to; ``None``: it has none that can run.
         move: The move of one layer that helps most; ``None``: none helps.
         best: What "auto" would give, where no single move helps but that does.
         reference: The plan pinned as A.
@@ -41,7 +42,7 @@ class Scene:
 
     choice: Choice
     plan: Plan
-    own: Plan | None = None
+    own: Outcome | None = None
     move: Move | None = None
     best: Plan | None = None
     reference: Plan | None = None
@@ -63,7 +64,7 @@ def study(choice: Choice, plan: Plan) -> Scene:
     A split that was searched has no better move: the search has proven it. Where no single move helps a
     given one, because several stages are equally slow, the search is asked.
     """
-    own = own_split_plan(plan)
+    own = own_split(plan)
     if choice.is_searched and plan.fits:
         return Scene(choice=choice, plan=plan, own=own)
     move = best_move(plan, pinned=choice.pinned)
@@ -110,8 +111,8 @@ def headline(scene: Scene, *, waste: str) -> str:
         f"<p>{escape(plan_summary(plan))}. {escape(waste)}</p>",
     ]
     if scene.reference is not None:
-        words = compare_plans(scene.reference, plan).words
-        lines.append(f"<p>Against A ({_counts(scene.reference)}): {escape(words)}</p>")
+        words = gain_words(scene.reference, plan)
+        lines.append(f"<p>Against A ({_counts(scene.reference.split)}): {escape(words)}</p>")
     return "".join(lines)
 
 
@@ -130,7 +131,7 @@ def move_words(scene: Scene) -> str:
     what = {"kv": "KV tokens", "memory": "memory"}.get(resource, resource)
     if scene.best is not None:
         gain = change(worth(plan, resource), worth(scene.best, resource))
-        return f"No single move helps; Auto gives {_counts(scene.best)}: {gain} {what}."
+        return f"No single move helps; Auto gives {_counts(scene.best.split)}: {gain} {what}."
     if scene.choice.is_searched:
         among = " with these pins" if scene.choice.pinned else ""
         return f"No other split{among} is better for {scene.choice.objective}." if plan.fits else ""
@@ -145,14 +146,14 @@ def own_words(scene: Scene) -> str:
         return f"{title} has no split of its own that could run here."
     if own.split == plan.split:
         return f"This is {title}'s own split."
-    words = compare_plans(own, plan).words
+    words = gain_words(own, plan)
     for letter, name in (("B", "this split"), ("A", f"{title}'s own split")):
         words = words.replace(f"{letter} fits", f"{name} fits").replace(f"{letter} does", f"{name} does")
-    return f"Against {title}'s own split {_counts(own)}: {words}."
+    return f"Against {title}'s own split {_counts(own.split)}: {words}."
 
 
-def _counts(plan: Plan) -> str:
-    """Write a split in few letters: equal neighbours are counted."""
-    if plan.pp_size <= 16:
-        return ",".join(map(str, plan.split))
-    return f"{plan.split[0]},{plan.split[1]},…,{plan.split[-1]}"
+def _counts(split: tuple[int, ...]) -> str:
+    """Write a split in few letters: of many stages the first two and the last."""
+    if len(split) <= 16:
+        return ",".join(map(str, split))
+    return f"{split[0]},{split[1]},…,{split[-1]}"

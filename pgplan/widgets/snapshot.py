@@ -7,9 +7,10 @@ hides it; where the planner cannot live, the style sheet is not there either.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
+
+from pgplan.widgets.rest import Rest
 
 _REST_S = 1.0
 
@@ -24,8 +25,7 @@ class Snapshot:
     def __init__(self, draw: Callable[[], str]) -> None:
         self._draw = draw
         self._handles: list[Any] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._rest = Rest(self._update, after_s=_REST_S)
 
     def display(self, bundle: Any) -> None:
         """Show the live planner, and the still picture below it."""
@@ -36,27 +36,15 @@ class Snapshot:
         handle = display(HTML(self._html()), display_id=True)  # type: ignore[no-untyped-call]
         if handle is not None:
             self._handles.append(handle)
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            # No kernel runs: the picture stays as it is.
-            self._loop = None
 
     def changed(self) -> None:
         """Draw the still picture anew once the planner has rested for a second."""
-        if self._loop is not None and self._handles:
-            self._loop.call_soon_threadsafe(self._later, self._loop)
+        if self._handles:
+            self._rest.soon()
 
     def stop(self) -> None:
         """Leave the last picture as it is."""
-        self._loop = None
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _later(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_later(_REST_S, self._update)
+        self._rest.stop()
 
     def _update(self) -> None:
         from IPython.display import HTML

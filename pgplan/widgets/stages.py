@@ -30,17 +30,34 @@ class Stages:
         self._cells: list[W.Widget] = []
         self._pins: list[W.Widget] = []
         self._is_drawing = False
+        self._scene: Scene | None = None
         self._row = row(name="stages")
         self._fold = W.Accordion(children=[], titles=(), layout=W.Layout(margin="0"))
+        self._fold.observe(lambda _: self._opened(), names="selected_index")
         self.box = column(self._row)
 
     def draw(self, scene: Scene) -> None:
-        """Show as many stages as the plan has, each with its layers."""
-        self._is_drawing = True
+        """Show as many stages as the plan has, each with its layers; folded away, once they are unfolded."""
+        self._scene, self._is_drawing = scene, True
         try:
-            self._draw(scene.plan, scene.choice.pinned)
+            folded = scene.plan.pp_size > _MOST_OPEN
+            self._place(folded=folded)
+            if not folded or self._fold.selected_index is not None:
+                self._draw(scene.plan, scene.choice.pinned)
         finally:
             self._is_drawing = False
+
+    def _opened(self) -> None:
+        if self._scene is not None and not self._is_drawing:
+            self.draw(self._scene)
+
+    def _place(self, *, folded: bool) -> None:
+        if folded and self._row in self.box.children:
+            self._fold.children, self._fold.titles = (self._row,), ("Stage by stage: − and +",)
+            self.box.children = (self._fold,)
+        elif not folded and self._row not in self.box.children:
+            self._fold.children = ()
+            self.box.children = (self._row,)
 
     def _draw(self, plan: Plan, pinned: tuple[int, ...]) -> None:
         while len(self._cells) < plan.pp_size:
@@ -52,13 +69,6 @@ class Stages:
         shown = tuple(self._cells[: plan.pp_size])
         if self._row.children != shown:
             self._row.children = shown
-        folded = plan.pp_size > _MOST_OPEN
-        if folded and self._row in self.box.children:
-            self._fold.children, self._fold.titles = (self._row,), ("Stage by stage: − and +",)
-            self.box.children = (self._fold,)
-        elif not folded and self._row not in self.box.children:
-            self._fold.children = ()
-            self.box.children = (self._row,)
 
     def _add(self, stage: int) -> None:
         minus = button(

@@ -30,7 +30,7 @@ STYLE_SHEET = """<style>
 .pgplan-planner .pgplan-left{gap:4px}
 .pgplan-planner .pgplan-board{padding-left:12px}
 .pgplan-planner .pgplan-sentence p{margin:0 0 2px}
-.pgplan-planner .pgplan-picture .widget-html-content{max-width:1040px}
+.pgplan-planner .pgplan-picture{max-width:1040px}
 .pgplan-planner .pgplan-picture svg{display:block;width:100%}
 .pgplan-planner .pgplan-stages{gap:4px 10px}
 .pgplan-planner .pgplan-stages .jupyter-button{padding:0 7px;margin:1px;min-width:26px}
@@ -43,6 +43,7 @@ STYLE_SHEET = """<style>
   border:1px solid var(--pgplan-line);border-radius:4px;padding:2px 8px;text-decoration:none}
 .pgplan-planner .pgplan-exporters .widget-toggle-button{width:auto;padding:0 9px}
 .pgplan-planner .pgplan-told{border-left:3px solid #D55E00;padding-left:6px}
+.pgplan-planner .pgplan-old .widget-tab-contents{opacity:.45;pointer-events:none;user-select:none}
 .pgplan-still{display:none}
 </style>"""
 
