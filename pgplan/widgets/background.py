@@ -59,6 +59,11 @@ class Background(Generic[_T]):
         if job.is_late:
             self._wait(True)
 
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether something is under way."""
+        return self._job is not None
+
     def cancel(self) -> bool:
         """Give up what is under way; tell whether there was something."""
         with self._lock:

@@ -16,14 +16,10 @@ from pgplan.widgets.handover import HandOver
 from pgplan.widgets.live_picture import PictureView
 from pgplan.widgets.measured import measured_marks
 from pgplan.widgets.proof import Proof
-from pgplan.widgets.rest import Rest
 from pgplan.widgets.ruler import make_ruler, ruler_state
-from pgplan.widgets.scene import Pane, Scene, headline
+from pgplan.widgets.scene import Pane, Scene, headline, study_words
 from pgplan.widgets.stages import Stages
 from pgplan.widgets.style import button, column, html, row, told
-
-# How long a dragged cut or slider must have stood still.
-_REST_S = 0.12
 
 
 def _marks(scene: Scene) -> Marks | None:
@@ -59,7 +55,7 @@ class Board:
     ) -> None:
         self._scene: Scene | None = None
         self._edit = edit
-        self._rest = Rest(self._complete, after_s=_REST_S)
+        self._studied = ""
         self._is_drawing = False
         self.sentence, self.picture, self.status = html("sentence"), PictureView(), html("status")
         self.stages = Stages(
@@ -117,7 +113,7 @@ class Board:
     # --- drawing --------------------------------------------------------------------------------------
 
     def draw(self, scene: Scene, *, can_undo: bool, can_redo: bool) -> None:
-        """Draw a scene; once the user rests, also what is told under the pointer and the pane on display."""
+        """Draw what must be seen of a scene at once; ``complete`` draws the rest."""
         self._is_drawing = True
         try:
             self._scene = scene
@@ -125,7 +121,7 @@ class Board:
             # What the eye follows goes out first.
             self.picture.draw(picture)
             self.refuse(scene)
-            self.sentence.value = headline(scene, waste=picture.waste)
+            self.sentence.value = headline(scene, waste=picture.waste, studied=self._studied)
             self.stages.draw(scene)
             self.buttons["undo"].disabled, self.buttons["redo"].disabled = not can_undo, not can_redo
             self.buttons["pin"].description = "Unpin A" if scene.reference == scene.plan else "Pin as A"
@@ -133,12 +129,14 @@ class Board:
             self._is_drawing = False
         # Until the pane is drawn it is dimmed, and nothing on it can be copied: it is of an older plan.
         self.tab.add_class("pgplan-old")
-        self._rest.soon()
 
-    def _complete(self) -> None:
-        if self._scene is not None:
-            self.picture.draw(make_picture(self._scene.plan, marks=_marks(self._scene)))
-            self._draw_pane()
+    def complete(self, scene: Scene) -> None:
+        """Draw what was put off: what a study found, what is told under the pointer, the pane on display."""
+        self._scene, self._studied = scene, study_words(scene)
+        picture = make_picture(scene.plan, marks=_marks(scene))
+        self.sentence.value = headline(scene, waste=picture.waste)
+        self.picture.draw(picture)
+        self._draw_pane()
 
     def refuse(self, scene: Scene) -> None:
         """Have the ruler show the scene's cuts, whatever was dragged."""
@@ -163,7 +161,6 @@ class Board:
 
     def close(self) -> None:
         """End what runs, and close what is not on the page right now."""
-        self._rest.stop()
         self.proof.cancel()
         self.proof.wait()
         self.stages.close()

@@ -17,6 +17,7 @@ from pgplan.split import format_split
 from pgplan.workload import Workload
 
 _LARGEST_TP = 64
+_DEFAULT_GPU = "H200 SXM 141GB"
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("auto", "bfloat16", "float16", "float32")
 
@@ -176,6 +177,35 @@ class Choice:
             split=_split_text(plan),
             workload=plan.workload,
         )
+
+
+def first_choice(
+    model: ModelSpec | str | Path | Mapping[str, object],
+    cluster: Cluster | None,
+    workload: Workload,
+    engine: str,
+    split: str,
+    objective: Objective,
+) -> Choice:
+    """Return what a planner opens with; without a cluster four H200s, or as many as there are layers."""
+    if isinstance(model, ModelSpec):
+        source = Source.of(model)
+    else:
+        source = Source.load(str(model) if isinstance(model, Path) else model)
+    spec = source.model
+    given = cluster or Cluster.uniform(_DEFAULT_GPU, pp_size=min(4, spec.num_layers))
+    return Choice(
+        source=source,
+        base=spec,
+        num_layers=spec.num_layers,
+        gpus=given.gpus,
+        tp_size=given.tp_size,
+        link=given.link,
+        engine=engine,
+        objective=objective,
+        split=split,
+        workload=workload,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

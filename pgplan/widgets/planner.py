@@ -1,8 +1,9 @@
 """The planner: choose a model, GPUs, an engine and a split, and see at once what every stage holds.
 
-The picture is one SVG string in one ``HTML`` widget, which redraws within a frame; no ``Output``, no
-``interact``, no debouncing (the front end already sends only the latest value). It runs in every front end
-that has ipywidgets. What is not on display is not drawn.
+An edit is answered at once with what the eye follows: the ruler, the picture, what holds the plan back. What
+else there is to say (which move helps, what the engine's own split is worth, the figures under the pointer,
+the pane below) follows when the user rests, and is unseen or dimmed until then. What code assigns is answered
+in full before the assignment returns. It runs in every front end that has ipywidgets.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ipywidgets as W
 import traitlets
@@ -25,17 +26,19 @@ from pgplan.verification import Verification
 from pgplan.view import plan_html
 from pgplan.widgets.background import Background
 from pgplan.widgets.board import Board
-from pgplan.widgets.choice import Choice, Known, Source
+from pgplan.widgets.choice import Choice, Known, Source, first_choice
 from pgplan.widgets.controls import GROUP_OF, Controls
 from pgplan.widgets.edits import edit
 from pgplan.widgets.files import text_of
 from pgplan.widgets.history import Entry, History
-from pgplan.widgets.scene import Scene, study
+from pgplan.widgets.rest import Rest, is_page_asking
+from pgplan.widgets.scene import Scene, planned, study
 from pgplan.widgets.snapshot import Snapshot
-from pgplan.widgets.style import STYLE_SHEET, column, html, told
+from pgplan.widgets.style import STYLE_SHEET, column, html, parts_of, told
 from pgplan.workload import Workload
 
-_DEFAULT_GPU = "H200 SXM 141GB"
+# How long a dragged cut or slider must have stood still before the rest is worked out.
+_REST_S = 0.12
 # Controls that say the same as another one.
 _SAME = {"path": "model", "config": "model", "gpus": "gpu"}
 
@@ -93,7 +96,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         split: str = "auto",
         objective: Objective = "decode",
     ) -> None:
-        choice = _first_choice(model, cluster, workload or Workload(), engine, split, objective)
+        choice = first_choice(model, cluster, workload or Workload(), engine, split, objective)
         first = study(choice, choice.plan(with_advice=False))
         self._scene = first
         self._history = History(Entry(choice=choice))
@@ -112,6 +115,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
             proven=self._proven,
             stop=self.cancel,
         )
+        self._rest = Rest(self._complete, after_s=_REST_S)
         self._snapshot = Snapshot(lambda: plan_html(self.plan))
         self._work = Background[_Answer](show=self._answered, fail=self._failed, wait=self.board.wait)
         self._asked = self._typed = ""
@@ -186,9 +190,10 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         """Close this planner and every widget that it is made of; what it runs is ended."""
         if self._is_made:
             self._work.cancel()
+            self._rest.stop()
             self._snapshot.stop()
             self.board.close()
-        for widget in list(_parts(self)):
+        for widget in list(parts_of(self)):
             if widget is not self:
                 widget.close()
         super().close()
@@ -236,12 +241,20 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         self._asked = field
         if field == "split":
             self._typed = str(value)
-        unread = self._unread_split
+        unread, can_wait = self._unread_split, is_page_asking()
 
         def work(tell: Callable[[_Answer], None]) -> _Answer:
             choice, moves = make()
-            choice, plan, left = _planned(choice, unread)
-            answer = _Answer(scene=study(choice, plan), moves=moves, field=field, unread_split=left)
+            choice, plan, left = planned(choice, unread)
+            answer = _Answer(
+                scene=Scene(choice=choice, plan=plan, is_studied=False),
+                moves=moves,
+                field=field,
+                unread_split=left,
+            )
+            if plan.fits and can_wait:
+                return answer
+            answer = replace(answer, scene=study(choice, plan))
             if plan.fits:
                 return answer
             tell(answer)
@@ -249,9 +262,22 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
 
         self._work.run(work)
 
+    def _complete(self) -> None:
+        """Add what was put off until the user rests: what helps, then the rest of the board."""
+        if self._scene.is_studied or self._work.is_busy:
+            self.board.complete(self._scene)
+        else:
+            scene = self._scene
+            self._asked = "rest"
+            self._work.run(lambda _: _Answer(scene=study(scene.choice, scene.plan), field="rest"))
+
     def _answered(self, answer: _Answer) -> None:
         """Show what an edit led to, and remember it."""
         scene = answer.scene
+        if answer.field == "rest":
+            self._scene = replace(scene, reference=self._scene.reference, proof=self._scene.proof)
+            self.board.complete(self._scene)
+            return
         self._unread_split = answer.unread_split
         self._models.setdefault(scene.choice.base.name, scene.choice.source)
         if answer.field not in ("", "history"):
@@ -265,6 +291,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         self._controls.tell(GROUP_OF.get(self._asked, "split"), told("alert", str(error)))
         self.board.tell("")
         self.board.refuse(self._scene)
+        self._rest.soon()
 
     def _restore(self) -> None:
         """Show what the history says."""
@@ -312,6 +339,10 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
                 self._controls.tell("", "")
             self.board.tell(words)
             self.plan = scene.plan
+        if is_page_asking() or not scene.is_studied:
+            self._rest.soon()
+        else:
+            self._complete()
         self._snapshot.changed()
 
     @contextmanager
@@ -322,53 +353,3 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
             yield
         finally:
             self._is_syncing = before
-
-
-def _first_choice(
-    model: ModelSpec | str | Path | Mapping[str, object],
-    cluster: Cluster | None,
-    workload: Workload,
-    engine: str,
-    split: str,
-    objective: Objective,
-) -> Choice:
-    if isinstance(model, ModelSpec):
-        source = Source.of(model)
-    else:
-        source = Source.load(str(model) if isinstance(model, Path) else model)
-    spec = source.model
-    given = cluster or Cluster.uniform(_DEFAULT_GPU, pp_size=min(4, spec.num_layers))
-    return Choice(
-        source=source,
-        base=spec,
-        num_layers=spec.num_layers,
-        gpus=given.gpus,
-        tp_size=given.tp_size,
-        link=given.link,
-        engine=engine,
-        objective=objective,
-        split=split,
-        workload=workload,
-    )
-
-
-def _planned(choice: Choice, unread_split: str) -> tuple[Choice, Plan, str]:
-    """Plan, with the split that could not be used before if it can be used now."""
-    if unread_split:
-        waiting, _ = edit(choice, "split", unread_split, Known(models={}, gpus={}))
-        try:
-            return waiting, waiting.plan(with_advice=False), ""
-        except PgplanError:
-            pass
-    return choice, choice.plan(with_advice=False), unread_split
-
-
-def _parts(widget: W.Widget) -> Iterator[W.Widget]:
-    """Yield a widget, everything in it, and the models of their layout and style."""
-    for child in getattr(widget, "children", ()):
-        yield from _parts(child)
-    for name in ("layout", "style"):
-        model = getattr(widget, name, None)
-        if isinstance(model, W.Widget):
-            yield cast(W.Widget, model)
-    yield widget

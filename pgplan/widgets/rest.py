@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 
@@ -47,3 +48,18 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def is_page_asking() -> bool:
+    """Tell whether the kernel answers a widget on the page, rather than runs code.
+
+    Code may read right away what it led to, and may run on for minutes without a rest.
+    """
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython else None
+    try:
+        message = kernel.get_parent() if kernel is not None else {}
+    except (AttributeError, LookupError):
+        # A kernel that does not tell, or a thread that no message led to.
+        return False
+    return bool(message) and message["header"]["msg_type"] == "comm_msg"

@@ -22,7 +22,8 @@ from pgplan.verification import Verification
 from pgplan.view.compare import gain_words
 from pgplan.view.numbers import change, gib, share
 from pgplan.view.sentences import plan_sentence, plan_summary
-from pgplan.widgets.choice import Choice
+from pgplan.widgets.choice import Choice, Known
+from pgplan.widgets.edits import edit
 from pgplan.workload import Workload
 
 
@@ -38,6 +39,7 @@ class Scene:
         best: What "auto" would give, where no single move helps but that does.
         reference: The plan pinned as A.
         proof: What this plan was measured to be.
+        is_studied: Whether ``own``, ``move`` and ``best`` are known yet.
     """
 
     choice: Choice
@@ -47,6 +49,7 @@ class Scene:
     best: Plan | None = None
     reference: Plan | None = None
     proof: Verification | None = None
+    is_studied: bool = True
 
 
 class Pane(Protocol):
@@ -70,6 +73,17 @@ def study(choice: Choice, plan: Plan) -> Scene:
     move = best_move(plan, pinned=choice.pinned)
     best = _balanced(choice, plan) if move is None and plan.pp_size > 1 and plan.fits else None
     return Scene(choice=choice, plan=plan, own=own, move=move, best=best)
+
+
+def planned(choice: Choice, unread_split: str) -> tuple[Choice, Plan, str]:
+    """Plan, with the split that could not be used before if it can be used now."""
+    if unread_split:
+        waiting, _ = edit(choice, "split", unread_split, Known(models={}, gpus={}))
+        try:
+            return waiting, waiting.plan(with_advice=False), ""
+        except PgplanError:
+            pass
+    return choice, choice.plan(with_advice=False), unread_split
 
 
 def _balanced(choice: Choice, plan: Plan) -> Plan | None:
@@ -102,18 +116,33 @@ def _searched(
     )
 
 
-def headline(scene: Scene, *, waste: str) -> str:
-    """Return the sentences on top: what holds the plan back, which move helps, what is gained and wasted."""
+def headline(scene: Scene, *, waste: str, studied: str = "") -> str:
+    """Return the sentences on top: what holds the plan back, what it has and wastes, which change helps.
+
+    Args:
+        scene: What is on display.
+        waste: What the split leaves unused.
+        studied: What stood there of the last scene that was studied; it keeps its place, unseen, until this
+            scene is.
+    """
     plan = scene.plan
+    found = study_words(scene)
     lines = [
-        f"<p><b>{escape(plan_sentence(plan))} {escape(move_words(scene))}</b></p>",
-        f"<p>{escape(own_words(scene))}</p>",
+        f"<p><b>{escape(plan_sentence(plan))}</b></p>",
+        f"<p>{found}</p>" if scene.is_studied else f'<p style="visibility:hidden">{studied or "…"}</p>',
         f"<p>{escape(plan_summary(plan))}. {escape(waste)}</p>",
     ]
     if scene.reference is not None:
         words = gain_words(scene.reference, plan)
         lines.append(f"<p>Against A ({_counts(scene.reference.split)}): {escape(words)}</p>")
     return "".join(lines)
+
+
+def study_words(scene: Scene) -> str:
+    """Say as HTML which move helps and what the engine's own split is worth; nothing before it is known."""
+    if not scene.is_studied:
+        return ""
+    return f"<b>{escape(move_words(scene))}</b> {escape(own_words(scene))}"
 
 
 def move_words(scene: Scene) -> str:

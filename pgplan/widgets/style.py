@@ -6,8 +6,9 @@ follow the theme.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 import ipywidgets as W
 
@@ -100,3 +101,14 @@ def told(role: str, words: str) -> str:
 def listed(remarks: tuple[str, ...] | list[str]) -> str:
     """Return remarks as a list."""
     return f"<ul>{''.join(f'<li>{escape(remark)}</li>' for remark in remarks)}</ul>" if remarks else ""
+
+
+def parts_of(widget: W.Widget) -> Iterator[W.Widget]:
+    """Yield a widget, everything in it, and the models of their layout and style."""
+    for child in getattr(widget, "children", ()):
+        yield from parts_of(child)
+    for name in ("layout", "style"):
+        model = getattr(widget, name, None)
+        if isinstance(model, W.Widget):
+            yield cast(W.Widget, model)
+    yield widget
