@@ -65,6 +65,15 @@ def weakest(prices: Iterable[tuple[Price, int]]) -> tuple[Tier, float]:
     return tier, round(sum(price.error * seconds for price, seconds in used) / total, 9)
 
 
+def added_parts(prices: Iterable[tuple[Price, int]]) -> Parts:
+    """Add up prices, each with how often it occurs, part by part."""
+    totals: dict[str, float] = {}
+    for price, count in prices:
+        for part, seconds in price.parts if count else ():
+            totals[part] = totals.get(part, 0.0) + count * seconds
+    return tuple((part, seconds) for part, seconds in totals.items() if seconds)
+
+
 class Pricer:
     """Price the layers of a model on one device.
 

@@ -7,13 +7,13 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, TypeVar
 
 from pgplan.cost import memory as sizes
-from pgplan.cost.pricing import Price, weakest
+from pgplan.cost.pricing import added_parts, weakest
 from pgplan.cost.rates import Tier
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes
 from pgplan.cost.timing import Batch, Parts
@@ -66,6 +66,8 @@ class Costing:
         self.pricers = pricers_for(model, cluster, calibration)
         self._times: dict[tuple[bool, int], PhaseTimes] = {}
         self._kept: dict[Hashable, Any] = {}
+        self._memory: dict[tuple[int, tuple[int, ...], int], StageMemory] = {}
+        self._classes = self.stage_classes()
 
     def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """Return what was made under ``key`` before, else make it: of two splits most stages are equal."""
@@ -135,6 +137,12 @@ class Costing:
             kind for kind, counts in enumerate(self._kind_counts) if counts[stop] > counts[start]
         )
 
+    def range_counts(self, start: int, stop: int) -> tuple[int, ...]:
+        """Return how many of layers ``[start, stop)`` are of each kind."""
+        if len(self._kind_counts) == 1:
+            return (stop - start,)
+        return tuple([counts[stop] - counts[start] for counts in self._kind_counts])
+
     def outside_bytes(self, stage: int) -> tuple[int, int, int]:
         """Return the bytes of embedding, head (with final norm and draft layers) and towers on a stage."""
         return self._outside[stage]
@@ -167,9 +175,15 @@ class Costing:
 
     def stage_memory(self, stage: int, start: int, stop: int) -> StageMemory:
         """Return the bytes of a range on a stage, as the engine's KV rule asks for them."""
-        return self.kept((stage, start, stop), lambda: self._range_memory(stage, start, stop))
+        # Of thousands of ranges that are asked for, few differ in what they hold.
+        fixed_bytes = self.kv_rule.fixed_bytes(start, stop)
+        key = (self._classes[stage], self.range_counts(start, stop), fixed_bytes)
+        found = self._memory.get(key)
+        if found is None:
+            found = self._memory[key] = self._stage_memory(stage, start, stop, fixed_bytes)
+        return found
 
-    def _range_memory(self, stage: int, start: int, stop: int) -> StageMemory:
+    def _stage_memory(self, stage: int, start: int, stop: int, fixed_bytes: int) -> StageMemory:
         kinds = self.range_kinds(start, stop)
         weights = self.range_layer_bytes(start, stop) + sum(self.outside_bytes(stage))
         return StageMemory(
@@ -178,12 +192,12 @@ class Costing:
             transient_bytes=sum(self.peaks(stage, kinds)),
             process_bytes=self._process_bytes[stage],
             cublas_bytes=sizes.CUBLAS_BYTES,
-            fixed_bytes=self.kv_rule.fixed_bytes(start, stop),
+            fixed_bytes=fixed_bytes,
         )
 
     def kv_budget_bytes(self, stage: int, start: int, stop: int) -> int:
         """Return the bytes that a range on a stage leaves for its KV cache, seen alone."""
-        return self.kv_rule.budget_bytes(self._range_memory(stage, start, stop))
+        return self.kv_rule.budget_bytes(self.stage_memory(stage, start, stop))
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -245,12 +259,12 @@ class Costing:
     def stage_detail(self, times: PhaseTimes, stage: int, start: int, stop: int) -> tuple[Parts, Tier, float]:
         """Return where the compute seconds of a range on a stage go, their weakest tier, and their error."""
         gpu, is_first, is_last = self.cluster.gpus[stage], stage == 0, stage == self.cluster.pp_size - 1
-        counts = tuple(counts[stop] - counts[start] for counts in self._kind_counts)
+        counts = self.range_counts(start, stop)
 
         def add_up() -> tuple[Parts, Tier, float]:
             prices = [*zip(times.layers[gpu], counts, strict=True)]
             prices += [(times.first[gpu], 1)] * is_first + [(times.last[gpu], 1)] * is_last
-            return (_parts(prices), *weakest(prices))
+            return (added_parts(prices), *weakest(prices))
 
         return self.kept((times.batch.decode, times.batch.tokens, gpu, is_first, is_last, counts), add_up)
 
@@ -267,15 +281,6 @@ class Costing:
         return tuple(numbers[key] for key in keys)
 
 
-def _parts(prices: Sequence[tuple[Price, int]]) -> Parts:
-    """Add up prices, each with how often it occurs, part by part."""
-    totals: dict[str, float] = {}
-    for price, count in prices:
-        for part, seconds in price.parts if count else ():
-            totals[part] = totals.get(part, 0.0) + count * seconds
-    return tuple((part, seconds) for part, seconds in totals.items() if seconds)
-
-
 def costing_for(
     model: ModelSpec,
     cluster: Cluster,
@@ -284,7 +289,7 @@ def costing_for(
     *,
     calibration: Calibration | None = None,
 ) -> Costing:
-    """Return a ``Costing``: the one of last time where nothing but the split has changed since.
+    """Return a ``Costing``, an earlier one where nothing but the split has changed since.
 
     One with a calibration is made anew: it notes what the calibration does not reach while it is asked.
     """
