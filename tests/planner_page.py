@@ -54,7 +54,7 @@ class PlannerPage:
     @property
     def picture(self) -> Locator:
         """Return the picture; its ``aria-label`` says what it shows."""
-        return self.find("picture").locator("svg")
+        return self.find("picture").locator("svg").locator("visible=true")
 
     def field(self, name: str) -> Locator:
         """Return what a control takes its value from."""

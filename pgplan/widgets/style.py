@@ -31,7 +31,7 @@ STYLE_SHEET = """<style>
 .pgplan-planner .pgplan-left{gap:4px}
 .pgplan-planner .pgplan-board{padding-left:12px}
 .pgplan-planner .pgplan-sentence p{margin:0 0 2px}
-.pgplan-planner .pgplan-picture{max-width:1040px}
+.pgplan-planner .pgplan-picture{max-width:1040px;contain:layout style}
 .pgplan-planner .pgplan-picture svg{display:block;width:100%}
 .pgplan-planner .pgplan-stages{gap:4px 10px}
 .pgplan-planner .pgplan-stages .jupyter-button{padding:0 7px;margin:1px;min-width:26px}
