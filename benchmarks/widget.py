@@ -241,7 +241,7 @@ def measure(browser: Browser, repetitions: int, changes: int) -> dict[str, Any]:
         page.goto(lab.address("/doc/tree/widget.ipynb"))
         run_notebook(page)
         page.evaluate(IN_THE_PAGE)
-        page.locator(f"{PICTURE} svg").wait_for()
+        PlannerPage(page).picture.wait_for()
         bench = Bench(page)
         paint_times(bench, 4)  # what is compiled and cached on first use
         bench.ask("turns.clear()")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from browser import PATIENCE_S, chromium, find_chromium, planner_app, python, visit, wait_until
 from fetch_chromium import MISSING
+from planner_page import PlannerPage
 
 
 def test_it_says_that_voila_is_missing(tmp_path: Path) -> None:
@@ -46,7 +47,7 @@ def test_only_this_machine_and_only_with_the_token(tmp_path: Path) -> None:
 def test_ctrl_c_ends_it_with_its_kernels(tmp_path: Path) -> None:
     with planner_app(tmp_path) as app, chromium() as browser, visit(browser) as visited:
         visited.page.goto(app.address())
-        visited.page.locator(".pgplan-planner .pgplan-picture svg").wait_for()
+        PlannerPage(visited.page).picture.wait_for()
         server = psutil.Process(app.pid)
         (kernel,) = server.children(recursive=True)
         assert Path(kernel.cwd()) == tmp_path

@@ -30,7 +30,7 @@ function dress(old, fresh) {
     if (!fresh.hasAttribute(name)) old.removeAttribute(name);
   }
   for (const { name, value } of fresh.attributes) {
-    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    if (name !== "xmlns" && old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
 }
 
