@@ -1,10 +1,9 @@
 """Set pgplan's throughput beside what vLLM 0.24 reached on four H200s, and fit the engine's share of a step.
 
 A plan's times are the GPU's. vLLM's host prepares every step as well: inputs, block tables, launch, sampled
-tokens. One term stands for that, ``host_s`` per stage and step, and enters in two ways:
-
-    pipeline full      nobody waits for a stage, its host's work adds:  period = max_i(t_i + hop_i) + host_s
-    pipeline not full  a stage waits, its host works meanwhile:        period = sum_i max(t_i + hop_i, host_s)
+tokens. One term stands for that, ``host_s`` per stage and step. A worker prepares a step while the GPU still
+computes the one before, so of the two the slower sets the pace: a stage takes max(t_i + hop_i, host_s). It
+hides behind the steps of a large model and rules those of a small one.
 
 The recorded figures are of whole calls: prompts are prefilled first, and the pipeline fills and drains once.
 
@@ -79,15 +78,12 @@ class Run:
         """Return the tokens per second of the whole call."""
         plan = self.plan
         chunks = -(-self.requests * self.prompt // plan.prefill_tokens)
-        stages = [stage.prefill_s + stage.prefill_handoff_s for stage in plan.stages]
-        prefill_s = sum(max(s, host_s) for s in stages) + (chunks - 1) * (max(stages) + host_s)
+        stages = [max(stage.prefill_s + stage.prefill_handoff_s, host_s) for stage in plan.stages]
+        prefill_s = sum(stages) + (chunks - 1) * max(stages)
         if self.phase == "prefill":
             return self.requests * self.prompt / prefill_s
-        stages = [stage.decode_s + stage.decode_handoff_s for stage in plan.stages]
-        if plan.microbatches >= plan.pp_size:
-            round_s = plan.microbatches * (max(stages) + host_s)
-        else:
-            round_s = max(sum(max(s, host_s) for s in stages), plan.microbatches * max(*stages, host_s))
+        stages = [max(stage.decode_s + stage.decode_handoff_s, host_s) for stage in plan.stages]
+        round_s = max(sum(stages), plan.microbatches * max(stages))
         # The first token comes with the prefill.
         return self.requests * OUTPUT_TOKENS / (prefill_s + (OUTPUT_TOKENS - 1) * round_s)
 

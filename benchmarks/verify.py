@@ -10,7 +10,7 @@ times measured rather than roofline, and the best splits those of this GPU.
     python benchmarks/verify.py --calibration h200.json --shape 2x1 --share 0/2   # every second case
     python benchmarks/verify.py --faults                      # too big by 1 %, and a worker that is killed
     python benchmarks/verify.py --command --calibration h200.json   # from the command to the report
-    python benchmarks/verify.py --summary                     # what the documents say together
+    python benchmarks/verify.py --summary --calibration h200  # what the documents say together
 
 With fewer GPUs than a case has ranks its stages run one after the other.
 """
@@ -29,6 +29,8 @@ import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from verify_summary import summarise
 
 import pgplan as pg
 from pgplan.errors import LaunchError
@@ -141,10 +143,6 @@ def run_case(case: Case, out: Path, *, backend: Backend, timeout_s: float) -> bo
             "case": case.name,
             "group": case.group,
             "wall_s": wall_s,
-            "comparisons": [
-                [item.what, item.quantity, item.predicted, item.measured, item.tolerance, item.passed]
-                for item in record.comparisons
-            ],
             "verification": json.loads(record.to_json()),
         },
     )
@@ -166,62 +164,6 @@ def save(path: Path, document: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(document, indent=1))
     part.replace(path)
-
-
-# --- what the documents say together -------------------------------------------------------------------
-
-
-def summarise(out: Path) -> None:
-    """Print how far prediction and measurement part, and what each best split gains over the default."""
-    documents = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*-pp*-tp*.json"))}
-    rows: dict[str, list[float]] = {}
-    for document in documents.values():
-        for what, quantity, predicted, measured, _, _ in document.get("comparisons", ()):
-            kind = "pipeline of the measured stages" if what.endswith("stages") else what.split()[0]
-            if predicted:
-                rows.setdefault(f"{kind} {quantity}", []).append(measured / predicted - 1)
-    for name, misses in rows.items():
-        worst = max(misses, key=abs)
-        mean = sum(map(abs, misses)) / len(misses)
-        print(f"{name:45} {len(misses):4} x  mean {100 * mean:5.1f} %  worst {100 * worst:+6.1f} %")
-    print()
-    for group in dict.fromkeys(document["group"] for document in documents.values()):
-        for objective in ("decode", "prefill"):
-            print_gain(documents, group, objective)
-
-
-def print_gain(documents: dict[str, Any], group: str, phase: str) -> None:
-    default, best = (documents.get(f"{group}-{which}") for which in ("default", f"auto-{phase}"))
-    if default is None or best is None:
-        return
-    best = documents[best["same_as"]] if "same_as" in best else best
-    if not period(default, phase) or not period(best, phase):
-        return
-    (before, was), (after, now) = (period(document, phase) for document in (default, best))
-    split = ",".join(map(str, best["verification"]["plan"]["split"]))
-    predicted, measured = 100 * (before / after - 1), 100 * (was / now - 1)
-    print(
-        f"{group:32} {phase:8} {split:24} gain predicted {predicted:+5.1f} %, measured {measured:+5.1f} %, "
-        f"apart {abs(predicted - measured):4.1f} points"
-        + (" (slowest stage)" if best["verification"]["mode"] == "stage by stage" else "")
-    )
-
-
-def period(document: dict[str, Any], phase: str) -> list[float]:
-    """Return predicted and measured seconds between two microbatches.
-
-    Where the stages ran one after the other it is the slowest of them, with the hand-off that was planned.
-    """
-    found = [row for row in document["comparisons"] if row[:2] == ["pipeline", f"{phase}_period_s"]]
-    if found:
-        return list(found[0][2:4])
-    planned = document["verification"]["plan"]["stages"]
-    busy = [
-        [seconds + planned[int(what.split()[1])][f"{phase}_handoff_s"] for seconds in (predicted, measured)]
-        for what, quantity, predicted, measured, _, _ in document["comparisons"]
-        if quantity == f"{phase}_s"
-    ]
-    return [max(column) for column in zip(*busy, strict=True)]
 
 
 # --- faults and the command ------------------------------------------------------------------------------
@@ -315,7 +257,8 @@ def main() -> None:
     gpus = visible_gpus()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.summary:
-        return summarise(args.out)
+        save(args.out / "summary.json", summarise(args.out, args.calibration))
+        return None
     if args.faults:
         return faults(gpus, args.out)
     if args.command:

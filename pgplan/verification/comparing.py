@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pgplan.cost.memory import CUBLAS_BYTES, process_bytes
 from pgplan.cost.pipeline import flow
 from pgplan.verification.pieces import largest_hop, steps_of
 from pgplan.verification.record import (
@@ -50,8 +51,9 @@ def _compare_stages(record: Verification) -> Iterator[Comparison]:
         yield item("prefill_peak_bytes", peak, measured.prefill_peak_bytes, None)
         buffers = _buffer_bytes(record, measured.stage)
         yield item("buffer_bytes", buffers, measured.buffer_bytes, WEIGHT_TOLERANCE)
-        yield item("context_bytes", stage.context_bytes, measured.context_bytes, None)
-        process = stage.used_bytes + buffers
+        context = _context_bytes(record, measured.stage)
+        yield item("context_bytes", context, measured.context_bytes, None)
+        process = stage.used_bytes - stage.context_bytes + context + buffers
         yield item("process_bytes", process, measured.process_bytes, PROCESS_TOLERANCE)
         yield item("prefill_s", stage.prefill_s, measured.prefill.mean_s, stage.time_error)
         yield item("decode_s", stage.decode_s, measured.decode.mean_s, stage.time_error)
@@ -59,6 +61,14 @@ def _compare_stages(record: Verification) -> Iterator[Comparison]:
             before = plan.stages[measured.stage - 1]
             yield item("prefill_handoff_s", before.prefill_handoff_s, measured.handoff_prefill.median_s, None)
             yield item("decode_handoff_s", before.decode_handoff_s, measured.handoff_decode.median_s, None)
+
+
+def _context_bytes(record: Verification, stage: int) -> int:
+    """Return what the plan expects beside torch; a stage that runs by itself has no NCCL to the others."""
+    plan = record.plan
+    if record.mode == "pipeline":
+        return plan.stages[stage].context_bytes
+    return process_bytes(plan.cluster.gpus[stage], ranks=plan.tp_size) + CUBLAS_BYTES
 
 
 def _buffer_bytes(record: Verification, stage: int) -> int:

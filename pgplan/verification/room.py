@@ -39,8 +39,7 @@ class Room:
 
     def lay_out_weights(self, build: Callable[[], Stage]) -> Stage | None:
         """Build the stage; ``None`` if on any rank there is no room."""
-        # An engine captures its graphs outside its budget, and so may this.
-        self.memory.limit(self._planned.budget_bytes + self._planned.graph_bytes + self.buffer_bytes)
+        self.memory.limit(self._planned.budget_bytes + self.buffer_bytes)
         if not self._fits(self._planned.weight_bytes, "weights", self._planned.budget_bytes):
             return None
         before = self.memory.allocated_bytes()
@@ -75,6 +74,9 @@ class Room:
             return None
         assert pool is not None  # else this rank would have said so
         self.kv_bytes = pool.nbytes
+        # All fits. Graphs come on top, as in an engine, and beside them a pass of their warm-up.
+        beside = planned.graph_bytes + planned.activation_bytes + planned.logits_bytes
+        self.memory.limit(planned.budget_bytes + self.buffer_bytes + beside)
         return pool
 
     def _allocate(self, size_bytes: int, dtype: torch.dtype) -> torch.Tensor | None:

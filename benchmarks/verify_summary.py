@@ -1,0 +1,181 @@
+"""Say what the documents of ``benchmarks/verify.py`` say together: misses, gains, and how good each tier is.
+
+Nothing is measured here. Each document holds what a plan's stages took; predictions are made again, with
+the plan's own split, at every tier:
+
+    roofline    from the data sheet
+    calibrated  from efficiencies fitted to the *other* models' layers; those of this model are left out
+    measured    from this model's own layers, timed apart
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pgplan as pg
+from pgplan.hardware import Calibration, find_calibration
+from pgplan.verification import Verification
+from pgplan.verification.calibrating import extend
+
+TIERS = ("roofline", "calibrated", "measured")
+
+
+@dataclass(frozen=True)
+class Document:
+    """Hold one case: its name, what its splits are compared within, and its record or its twin's name."""
+
+    case: str
+    group: str
+    record: Verification | None
+    same_as: str | None
+
+
+def load(out: Path) -> dict[str, Document]:
+    """Read all documents of a folder, by case."""
+    found = {}
+    for path in sorted(out.glob("*-pp*-tp*.json")):
+        data = json.loads(path.read_text())
+        record = Verification.from_json(json.dumps(data["verification"])) if "verification" in data else None
+        found[data["case"]] = Document(data["case"], data["group"], record, data.get("same_as"))
+    return found
+
+
+def summarise(out: Path, calibration: str | None) -> dict[str, Any]:
+    """Print all of it and return it as plain data."""
+    documents = load(out)
+    misses = print_misses(documents)
+    gains = [
+        gain
+        for group in dict.fromkeys(document.group for document in documents.values())
+        for objective in ("decode", "prefill")
+        if (gain := gain_of(documents, group, objective)) is not None
+    ]
+    print()
+    for gain in gains:
+        print(
+            f"{gain['group']:32} {gain['phase']:8} {gain['split']:14} gain predicted "
+            f"{gain['predicted_percent']:+5.1f} %, measured {gain['measured_percent']:+5.1f} %"
+            + ("" if gain["pipeline"] else " (slowest stage)")
+        )
+    tiers = tiers_of(documents, calibration) if calibration else {}
+    print()
+    for name, row in tiers.items():
+        print(
+            f"{name:24} {row['points']:4} stage times: mean {100 * row['mean']:5.1f} %, nine tenths within "
+            f"{100 * row['nine_tenths']:5.1f} %, worst {100 * row['worst']:+6.1f} %"
+        )
+    return {"misses": misses, "gains": gains, "tiers": tiers}
+
+
+def print_misses(documents: dict[str, Document]) -> dict[str, dict[str, float]]:
+    """Print how far measured and predicted part, by quantity."""
+    rows: dict[str, list[tuple[float, bool]]] = {}
+    for document in documents.values():
+        for item in document.record.comparisons if document.record else ():
+            kind = "stages -> pipeline" if item.what.endswith("stages") else item.what.split()[0]
+            rows.setdefault(f"{kind} {item.quantity}", []).append((item.ratio - 1, item.passed))
+    found = {}
+    for name, misses in rows.items():
+        found[name] = spread([miss for miss, _ in misses]) | {"kept": sum(kept for _, kept in misses)}
+        row = found[name]
+        print(
+            f"{name:40} {row['points']:4.0f} x  mean {100 * row['mean']:5.1f} %  worst "
+            f"{100 * row['worst']:+6.1f} %  kept {row['kept']:.0f}"
+        )
+    return found
+
+
+def spread(misses: list[float]) -> dict[str, float]:
+    """Sum up relative misses."""
+    ordered = sorted(map(abs, misses))
+    return {
+        "points": len(misses),
+        "mean": sum(ordered) / len(ordered),
+        "nine_tenths": ordered[round(0.9 * (len(ordered) - 1))],
+        "worst": max(misses, key=abs),
+    }
+
+
+def gain_of(documents: dict[str, Document], group: str, phase: str) -> dict[str, Any] | None:
+    """Return what the best split of a phase gains over the default, predicted and measured."""
+    default, best = (documents.get(f"{group}-{which}") for which in ("default", f"auto-{phase}"))
+    if default is None or best is None:
+        return None
+    if best.same_as is not None:
+        best = documents[best.same_as]
+    if default.record is None or best.record is None or not default.record.stages or not best.record.stages:
+        return None
+    (before, was), (after, now) = (period(record, phase) for record in (default.record, best.record))
+    return {
+        "group": group,
+        "phase": phase,
+        "split": ",".join(map(str, best.record.plan.split)),
+        "predicted_percent": 100 * (before / after - 1),
+        "measured_percent": 100 * (was / now - 1),
+        "pipeline": best.record.mode == "pipeline",
+    }
+
+
+def period(record: Verification, phase: str) -> tuple[float, float]:
+    """Return predicted and measured seconds between two microbatches.
+
+    Where the stages ran one after the other it is the slowest of them, with the hand-off that was planned.
+    """
+    for item in record.comparisons:
+        if (item.what, item.quantity) == ("pipeline", f"{phase}_period_s"):
+            return item.predicted, item.measured
+    hops = [getattr(stage, f"{phase}_handoff_s") for stage in record.plan.stages]
+    planned = [getattr(stage, f"{phase}_s") for stage in record.plan.stages]
+    measured = [getattr(stage, phase).mean_s for stage in record.stages]
+    return (
+        max(seconds + hop for seconds, hop in zip(planned, hops, strict=True)),
+        max(seconds + hop for seconds, hop in zip(measured, hops, strict=True)),
+    )
+
+
+# --- how good is each tier? ------------------------------------------------------------------------------
+
+
+def tiers_of(documents: dict[str, Document], calibration: str) -> dict[str, dict[str, float]]:
+    """Predict every measured stage again at each tier; return the misses by tier and phase."""
+    whole = find_calibration(calibration)
+    misses: dict[str, list[float]] = {}
+    for document in documents.values():
+        if document.record is not None:
+            for tier in TIERS:
+                for phase, miss in predict(document.record, tier, whole):
+                    misses.setdefault(f"{tier} {phase}", []).append(miss)
+    return {name: spread(rows) for name, rows in sorted(misses.items())}
+
+
+def predict(record: Verification, tier: str, whole: Calibration) -> Iterator[tuple[str, float]]:
+    """Yield, for each stage and phase, measured over predicted minus one; nothing at another tier."""
+    plan = record.plan
+    known = {"roofline": None, "calibrated": without(whole, plan.model.name), "measured": whole}[tier]
+    again = pg.plan(
+        plan.model,
+        plan.cluster,
+        workload=plan.workload,
+        engine=plan.engine,
+        split=plan.split,
+        calibration=known,
+    )
+    for planned, measured in zip(again.stages, record.stages, strict=True):
+        if planned.tier == tier:
+            yield "prefill", measured.prefill.mean_s / planned.prefill_s - 1
+            yield "decode", measured.decode.mean_s / planned.decode_s - 1
+
+
+def without(whole: Calibration, model: str) -> Calibration:
+    """Leave one model's layers, embedding and head out, and fit to the others."""
+    rest = replace(
+        whole,
+        models=tuple(name for name in whole.models if name != model),
+        layers=tuple(row for row in whole.layers if row.model != model),
+        ends=tuple(row for row in whole.ends if row.model != model),
+    )
+    return extend(rest, rest)
