@@ -115,6 +115,7 @@ def main() -> None:
     print(data["what"])
     print(f"host_s = {host_s * 1e3:.2f} ms per stage and step, fitted on decode of {', '.join(FITTED_ON)}\n")
     print(f"{'run':36} {'tier':10} {'reached':>9} {'GPU alone':>10} {'':>8} {'with host':>10} {'':>8}")
+    sheet = {run.name: run.predicted() for run in (Run.of(row, None) for row in data["runs"])}
     rows = []
     for run in runs:
         host = 0.0 if run.phase == "prefill" else host_s
@@ -128,6 +129,7 @@ def main() -> None:
                 "run": run.name,
                 "tier": run.plan.tier,
                 "reached": run.tokens_per_s,
+                "roofline": sheet[run.name],
                 "gpu_alone": run.predicted(),
                 "with_host": run.predicted(host),
                 "role": role,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import machine
 
 import pgplan as pg
 from pgplan.cost.sharding import layer_bytes, rank_bytes
@@ -288,7 +289,8 @@ def main() -> None:
                 torch.cuda.empty_cache()
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"ceilings": ceiling, "layers": rows, "attention": kernels}, indent=1))
+        found = {"machine": machine(), "ceilings": ceiling, "layers": rows, "attention": kernels}
+        args.out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

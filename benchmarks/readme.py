@@ -8,17 +8,18 @@ Nothing is measured here: the tables say what lies in ``benchmarks/results/``, m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import verify_table
 from handoff_table import EXTRA_US, SHARE
 from planning import IMPORT_GOAL_MS, REPLAN_GOAL_MS
 from recording import RESULTS
 from widget import KERNEL_GOAL_MS, PAINT_GOAL_MS
 
 ROOT = Path(__file__).parents[1]
-BEGIN = "<!-- benchmarks/readme.py writes from here -->\n"
+BEGIN = "<!-- benchmarks/readme.py writes {} from here -->\n"
 END = "<!-- to here -->\n"
 SPLIT_GOAL_MS, SPLIT_GOAL_FASTER = 10.0, 100.0
 # How many times faster than vLLM's file, at 2, 4, 8 and 16 ranks.
@@ -177,7 +178,31 @@ def gpus(result: dict[str, Any]) -> str:
     return f"{len(about['gpus'])} x {device}, torch {about['packages']['torch']}, {about['date']}."
 
 
-TABLES = {
+def verification_tables(result: dict[str, Any]) -> Iterator[str]:
+    yield from verify_table.misses_table(result, row)
+    yield "\nWhat each tier is worth: the same stages predicted from the data sheet, from the *other* models'"
+    yield "layers, and from their own:\n"
+    yield from verify_table.tiers_table(result, row)
+    yield "\nWhere the best split is not the engine's own:\n"
+    yield from verify_table.gains_table(result, row)
+    yield ""
+
+
+def layers_table(result: dict[str, Any]) -> Iterator[str]:
+    yield from verify_table.layers_table(result, row)
+    yield f"\n{gpus(result)}\n"
+
+
+def golden_table(result: dict[str, Any]) -> Iterator[str]:
+    yield from verify_table.golden_table(result, row)
+    yield (
+        f"\nA decode step takes {1e3 * result['host_s']:.2f} ms of the host's work on a stage, or the GPU's time "
+        "where that is longer: fitted on Qwen3-8B, checked on the others.\n"
+    )
+
+
+Table = Callable[[dict[str, Any]], Iterator[str]]
+TABLES: dict[str, Table] = {
     "planning": planning_table,
     "widget": widget_table,
     "split": split_tables,
@@ -185,19 +210,27 @@ TABLES = {
     "handoff": handoff_table,
     "faults.nccl": faults_table,
 }
+SECTIONS: dict[str, dict[str, Table]] = {
+    "throughput": {"golden_vllm": golden_table},
+    "verification": {"verify/summary": verification_tables, "layers": layers_table},
+    "benchmarks": TABLES,
+}
 
 
 def main() -> None:
-    lines: list[str] = []
-    for name, tables in TABLES.items():
-        file = RESULTS / f"{name}.json"
-        if file.is_file():
-            lines += tables(json.loads(file.read_text(encoding="utf-8")))
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text("\n".join((before + BEGIN, *lines, END + after)), encoding="utf-8")
+    for section, tables in SECTIONS.items():
+        lines: list[str] = []
+        for name, table in tables.items():
+            file = RESULTS / f"{name}.json"
+            if file.is_file():
+                lines += table(json.loads(file.read_text(encoding="utf-8")))
+        begin = BEGIN.format(section)
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(END)
+        text = "\n".join((before + begin, *lines, END + after))
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
