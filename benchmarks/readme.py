@@ -196,8 +196,8 @@ def layers_table(result: dict[str, Any]) -> Iterator[str]:
 def golden_table(result: dict[str, Any]) -> Iterator[str]:
     yield from verify_table.golden_table(result, row)
     yield (
-        f"\nA decode step takes {1e3 * result['host_s']:.2f} ms of the host's work on a stage, or the GPU's time "
-        "where that is longer: fitted on Qwen3-8B, checked on the others.\n"
+        f"\nA decode step takes {1e3 * result['host_s']:.2f} ms of the host's work on a stage, or the GPU's "
+        "time where that is longer: fitted on Qwen3-8B, checked on the others.\n"
     )
 
 

@@ -1,0 +1,125 @@
+"""Write what ``verify.py``, ``layers.py`` and ``golden_vllm.py`` found as tables for the README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Row = Callable[..., str]
+
+# What is said of each quantity, in this order; the others are told in the result file.
+QUANTITIES = {
+    "stage weight_bytes": "bytes of a stage's weights",
+    "stage process_bytes": "bytes that its process takes",
+    "stage prefill_peak_bytes": "peak of a prefill chunk, or of sampling",
+    "stage prefill_s": "a prefill chunk on a stage",
+    "stage decode_s": "a decode step on a stage",
+    "pipeline prefill_period_s": "the whole pipeline's prefill cycle",
+    "pipeline decode_period_s": "the whole pipeline's decode cycle",
+}
+GOALS = {
+    "stage weight_bytes": 0.001,
+    "stage process_bytes": 0.01,
+    "stage prefill_s": 0.03,
+    "stage decode_s": 0.03,
+    "pipeline prefill_period_s": 0.05,
+    "pipeline decode_period_s": 0.05,
+}
+PRODUCT_GOAL = COPY_GOAL = 0.8
+# The model whose layers have a goal.
+DENSE = "llama-3.1-70b"
+
+
+def percent(value: float, *, sign: bool = False) -> str:
+    return f"{100 * value:{'+' if sign else ''}.1f} %"
+
+
+def misses_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
+    yield "| measured beside predicted | figures | mean miss | worst | goal |"
+    yield "|---|---|---|---|---|"
+    for name, text in QUANTITIES.items():
+        found, goal = summary["misses"][name], GOALS.get(name)
+        missed = goal is not None and abs(found["worst"]) > goal
+        yield row(
+            text,
+            found["points"],
+            percent(found["mean"]),
+            percent(found["worst"], sign=True) + (" **missed**" if missed else ""),
+            percent(goal) if goal else "-",
+        )
+
+
+def tiers_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
+    yield "| tier | phase | stage times | mean miss | nine tenths within | worst |"
+    yield "|---|---|---|---|---|---|"
+    for name, found in sorted(summary["tiers"].items(), key=lambda item: -item[1]["mean"]):
+        tier, phase = name.split()
+        yield row(
+            f"`{tier}`",
+            phase,
+            found["points"],
+            percent(found["mean"]),
+            percent(found["nine_tenths"]),
+            percent(found["worst"], sign=True),
+        )
+
+
+def gains_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
+    yield "| best split | phase | gain predicted | gain measured | |"
+    yield "|---|---|---|---|---|"
+    for gain in summary["gains"]:
+        if gain["predicted_percent"]:
+            predicted, measured = gain["predicted_percent"], gain["measured_percent"]
+            how = "pipeline" if gain["pipeline"] else "its slowest stage, one at a time"
+            yield row(
+                f"{gain['group']}: {gain['split']}",
+                gain["phase"],
+                f"{predicted:+.1f} %",
+                f"{measured:+.1f} %",
+                how + (" **missed**" if abs(predicted - measured) > 2 else ""),
+            )
+
+
+def layers_table(result: dict[str, Any], row: Row) -> Iterator[str]:
+    rested, sustained = (
+        result["ceilings"][name] / 1e12 for name in ("matmul_flops", "sustained_matmul_flops")
+    )
+    copy = result["ceilings"]["copy_bytes_per_s"] / 1e12
+    yield (
+        f"Layers beside an 8192³ bf16 product ({rested:.0f} TFLOP/s rested, {sustained:.0f} once the GPU "
+        f"draws all the power it may) and a copy ({copy:.2f} TB/s), of the same run:\n"
+    )
+    yield (
+        "| layer | prefill 2 x 2048, of the product, sustained / rested "
+        "| decode 64 x 512 / 64 x 4096, of the copy |"
+    )
+    yield "|---|---|---|"
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in result["layers"]:
+        key = f"{one['phase']} {one['sequences']} x {one['context']}"
+        cells.setdefault((one["model"], one["kind"]), {})[key] = one
+    for (model, kind), found in cells.items():
+        prefill = found["prefill 2 x 2048"]
+        decode = [found[f"decode 64 x {context}"]["of_ceiling"] for context in (512, 4096)]
+        missed = model == DENSE and (prefill["of_burst_ceiling"] < PRODUCT_GOAL or min(decode) < COPY_GOAL)
+        yield row(
+            f"{model}, {kind}",
+            f"{percent(prefill['of_ceiling'])} / {percent(prefill['of_burst_ceiling'])}",
+            " / ".join(map(percent, decode)) + (" **missed**" if missed else ""),
+        )
+
+
+def golden_table(result: dict[str, Any], row: Row) -> Iterator[str]:
+    yield "| run | tier | vLLM, tokens/s | planned | off by | from the data sheet |"
+    yield "|---|---|---|---|---|---|"
+    for one in result["runs"]:
+        role = f", host term {one['role']}" if one["role"] else ""
+        reached = one["reached"]
+        yield row(
+            one["run"],
+            f"`{one['tier']}`{role}",
+            f"{reached:,.0f}",
+            f"{one['with_host']:,.0f}",
+            percent(one["with_host"] / reached - 1, sign=True),
+            percent(one["roofline"] / reached - 1, sign=True),
+        )
