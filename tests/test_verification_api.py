@@ -17,7 +17,7 @@ from pgplan.errors import BackendError, LaunchError, PlanError
 from pgplan.launcher import Event
 from pgplan.launcher.backends import visible_gpus
 from pgplan.verification import Verification, verify
-from pgplan.verification.record import Spread
+from pgplan.verification.record import Comparison, Spread
 
 MODEL = pg.load_model("deepseek-v2-lite").with_layers(5)
 WORKLOAD = pg.Workload(prompt_tokens=64, output_tokens=8, concurrency=4, max_model_len=128)
@@ -149,6 +149,29 @@ def test_a_spread_is_the_middle_and_the_tenths() -> None:
     spread = Spread.of([float(value) for value in range(11, 0, -1)])
     assert (spread.low_s, spread.median_s, spread.high_s, spread.repeats) == (2.0, 6.0, 10.0, 11)
     assert Spread.of([1.0, 2.0]).median_s == 1.5
+    assert Spread.of([1.0, 2.0, 6.0]).mean_s == 3.0
+
+
+def test_nothing_beside_nothing_is_as_predicted() -> None:
+    def ratio(predicted: float, measured: float) -> Comparison:
+        return Comparison(what="", quantity="", predicted=predicted, measured=measured, tolerance=0.1)
+
+    assert ratio(0, 0).passed and ratio(0, 0).ratio == 1
+    assert not ratio(0, 1).passed
+
+
+@pytest.mark.slow
+def test_a_stage_that_runs_by_itself_is_not_expected_to_hold_nccl(record: Verification) -> None:
+    on_gpu = replace(record, backend="nccl")
+    whole, alone = (
+        {item.quantity: item for item in found.comparisons if item.what == "stage 0"}
+        for found in (on_gpu, replace(on_gpu, mode="stage by stage"))
+    )
+    nccl_bytes = whole["context_bytes"].predicted - alone["context_bytes"].predicted
+    assert nccl_bytes == (2125 - 621) << 20
+    # The hand-off's buffers are not there either.
+    less = nccl_bytes + whole["buffer_bytes"].predicted - alone["buffer_bytes"].predicted
+    assert whole["process_bytes"].predicted - alone["process_bytes"].predicted == less
 
 
 @pytest.mark.slow
