@@ -224,7 +224,7 @@ def growth(bench: Bench, changes: int) -> dict[str, Any]:
             key = "ArrowLeft" if index % 20 < 10 else "ArrowRight"
             bench.time(PICTURE, "keydown", lambda key=key: bench.press(bench.pp, key))
 
-    change(max(20, changes // 10))
+    change(20 * max(1, changes // 200))
     before = look()
     change(changes)
     return {"changes": changes, "before": before, "after": look()}

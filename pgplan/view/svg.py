@@ -60,13 +60,13 @@ def picture_pieces(picture: Picture, *, width: int = 960, with_header: bool = Tr
     marks = picture.marks
     spoken = escape(f"{picture.title}. {picture.sentence} {picture.summary}")
     scale = layout.memory.bar_width / picture.memory_end_bytes
-    segments = [place_segments(row, layout, scale) for row in picture.rows]
+    placed = [place_segments(row, layout, stage, scale) for stage, row in enumerate(picture.rows)]
     header = [
         text(MARGIN, y, line, font=font, bold=bold, faint=font < 12) for y, font, bold, line in layout.header
     ]
     places, stages = layout.strips, range(len(picture.rows))
     beside = [
-        (row_words(picture, layout, stage, segments[stage]), row_hovers(picture, layout, stage, places))
+        (row_words(picture, layout, stage, placed[stage][1]), row_hovers(picture, layout, stage, places))
         for stage in stages
     ]
     return (
@@ -75,7 +75,7 @@ def picture_pieces(picture: Picture, *, width: int = 960, with_header: bool = Tr
         f'style="max-width:100%;height:auto" font-family="{_FONT}" fill="currentColor">',
         f"<desc>{escape(picture.basis)}</desc>",
         _group(header),
-        _group(_memory_panel(picture, layout, scale, segments)),
+        _group(_memory_panel(picture, layout, scale, [segments for segments, _ in placed])),
         _group(_phase_panel(decode, layout, layout.decode, marks.decode_s if marks else ())),
         _group(_phase_panel(prefill, layout, layout.prefill, marks.prefill_s if marks else ())),
         _group([*_legend(picture, layout), text(MARGIN, layout.basis_y, picture.basis, font=11, faint=True)]),
@@ -98,7 +98,9 @@ def _heading(column: Column, title: str, *notes: str) -> list[str]:
     ]
 
 
-def _memory_panel(picture: Picture, layout: Layout, scale: float, segments: list[list[Segment]]) -> list[str]:
+def _memory_panel(
+    picture: Picture, layout: Layout, scale: float, segments: list[tuple[Segment, ...]]
+) -> list[str]:
     column = layout.memory
     fills: dict[str, list[Box]] = defaultdict(list)
     textures: dict[str, list[Box]] = defaultdict(list)

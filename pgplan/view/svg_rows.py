@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from html import escape
 
 from pgplan.view.layout import Column, Layout, Places, fitted, row_label, text_width
@@ -17,14 +18,27 @@ Segment = tuple[str, float, float, str]
 """A part's key, where its bar begins and how long it is (pixels), and the label that fits it, or none."""
 
 
-def place_segments(row: Row, layout: Layout, scale: float) -> list[Segment]:
-    """Return where the parts of a stage's memory lie; ``scale`` is pixels per byte."""
-    x, segments = layout.memory.x, []
-    for key, size in row.segments:
+def place_segments(row: Row, layout: Layout, stage: int, scale: float) -> tuple[tuple[Segment, ...], str]:
+    """Return where the parts of a stage's memory lie, and their labels; ``scale`` is pixels per byte."""
+    font = layout.font - 1
+    y = layout.bar_y(layout.memory, stage) + layout.bar / 2 + font * _BASELINE
+    return _placed(row.segments, layout.memory.x, y, scale, font)
+
+
+# Most stages stay as they are while a cut is dragged.
+@lru_cache(maxsize=1024)
+def _placed(
+    sizes: tuple[tuple[str, int], ...], x: float, y: float, scale: float, font: float
+) -> tuple[tuple[Segment, ...], str]:
+    segments, labels = [], []
+    for key, size in sizes:
         wide = size * scale
-        segments.append((key, x, wide, _segment_label(key, size, wide, layout.font - 1)))
+        label = _segment_label(key, size, wide, font)
+        segments.append((key, x, wide, label))
+        if label:
+            labels.append(text(x + 4, y, label, font=font, fill=_INKS[key]))
         x += wide
-    return segments
+    return tuple(segments), "".join(labels)
 
 
 def _segment_label(key: str, size: int, wide: float, font: float) -> str:
@@ -37,12 +51,9 @@ def _segment_label(key: str, size: int, wide: float, font: float) -> str:
     return ""
 
 
-def row_words(picture: Picture, layout: Layout, stage: int, segments: list[Segment]) -> str:
-    """Return a group with all words of a stage: its name, its bytes, tokens and times."""
-    row, font = picture.rows[stage], layout.font - 1
-    y = layout.bar_y(layout.memory, stage) + layout.bar / 2 + font * _BASELINE
-    pieces = [text(x + 4, y, label, font=font, fill=_INKS[key]) for key, x, _, label in segments if label]
-    pieces.append(_capacity(row, layout, stage))
+def row_words(picture: Picture, layout: Layout, stage: int, labels: str) -> str:
+    """Return a group with all words of a stage: the labels of its parts, its name, tokens and times."""
+    pieces = [labels, _capacity(picture.rows[stage], layout, stage)]
     for phase, column in zip(picture.phases, (layout.decode, layout.prefill), strict=True):
         pieces.append(_time(phase, layout, column, stage))
     pieces.append(_row_label(picture, layout, layout.memory, stage))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -127,15 +128,7 @@ class Choice:
     @property
     def tp_sizes(self) -> tuple[int, ...]:
         """Return the tensor-parallel sizes that divide the heads of every layer."""
-        heads = [kind.attention for kind in self.base.kinds if kind.attention is not None]
-        return tuple(
-            size
-            for size in range(1, _LARGEST_TP + 1)
-            if all(
-                head.q_heads % size == 0 and (head.kv_heads % size == 0 or size % head.kv_heads == 0)
-                for head in heads
-            )
-        )
+        return _tp_sizes(self.base)
 
     @property
     def is_searched(self) -> bool:
@@ -224,6 +217,20 @@ class Known:
     def gpu(self, name: str) -> GPU:
         """Return a device by its name."""
         return self.gpus[name] if name in self.gpus else find_gpu(name)
+
+
+# Every edit asks for them, few change the model.
+@lru_cache(maxsize=4)
+def _tp_sizes(model: ModelSpec) -> tuple[int, ...]:
+    heads = [kind.attention for kind in model.kinds if kind.attention is not None]
+    return tuple(
+        size
+        for size in range(1, _LARGEST_TP + 1)
+        if all(
+            head.q_heads % size == 0 and (head.kv_heads % size == 0 or size % head.kv_heads == 0)
+            for head in heads
+        )
+    )
 
 
 def _configuration(text: str) -> Mapping[str, object]:

@@ -47,6 +47,7 @@ class Controls:
 
     def __init__(self) -> None:
         self.by_name = _make_controls()
+        self._model_names, self._gpu_names = catalogue_names(), gpu_names()
         self.messages = {group: html("message") for group in _GROUPS}
         for field, control in self.by_name.items():
             control.add_class(f"pgplan-control-{field}")
@@ -76,8 +77,8 @@ class Controls:
             split: What stands in the split's field, which may be a split that nobody could use yet.
         """
         by_name, load = self.by_name, choice.workload
-        _offer(by_name["model"], catalogue_names(), models, choice.base.name)
-        _offer(by_name["gpu"], gpu_names(), (*gpus, choice.gpu_text), choice.gpu_text)
+        _offer(by_name["model"], self._model_names, models, choice.base.name)
+        _offer(by_name["gpu"], self._gpu_names, (*gpus, choice.gpu_text), choice.gpu_text)
         _offer(by_name["engine"], engine_names(), (choice.engine,), choice.engine)
         _offer(by_name["tp"], choice.tp_sizes, (), choice.tp_size)
         for field in ("path", "config"):

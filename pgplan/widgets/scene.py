@@ -130,7 +130,7 @@ def headline(scene: Scene, *, waste: str, studied: str = "") -> str:
     lines = [
         f"<p><b>{escape(plan_sentence(plan))}</b></p>",
         f"<p>{found}</p>" if scene.is_studied else f'<p style="visibility:hidden">{studied or "…"}</p>',
-        f"<p>{escape(plan_summary(plan))}. {escape(waste)}</p>",
+        f"<p>{escape(plan_summary(plan).removesuffix('.'))}. {escape(waste)}</p>",
     ]
     if scene.reference is not None:
         words = gain_words(scene.reference, plan)

@@ -38,7 +38,7 @@ STYLE_SHEET = """<style>
 .pgplan-planner table{border-collapse:collapse;font-size:12px;font-variant-numeric:tabular-nums}
 .pgplan-planner th,.pgplan-planner td{padding:1px 7px;border-bottom:1px solid var(--pgplan-line)}
 .pgplan-planner pre{margin:4px 0;padding:8px 10px;background:var(--pgplan-soft);border-radius:6px;
-  user-select:text;white-space:pre-wrap;line-height:1.4;max-height:320px;overflow:auto;color:inherit}
+  user-select:text;white-space:pre-wrap;font-family:var(--jp-code-font-family,ui-monospace,monospace);line-height:1.4;max-height:320px;overflow:auto;color:inherit}
 .pgplan-planner .pgplan-links{display:flex;gap:14px;margin:2px 0;align-items:center}
 .pgplan-planner .pgplan-link{font:inherit;font-weight:600;color:inherit;background:none;cursor:pointer;
   border:1px solid var(--pgplan-line);border-radius:4px;padding:2px 8px;text-decoration:none}
