@@ -34,7 +34,7 @@ def slow_rates(factor: float = 1.5) -> Rates:
         experts=usual.shares.experts / factor,
         weights=usual.shares.weights / factor,
         expert_weights=usual.shares.expert_weights / factor,
-        eager_kernel_s=2 * usual.shares.eager_kernel_s,
+        prefill_kernel_s=2 * usual.shares.prefill_kernel_s,
     )
     return replace(usual, shares=shares)
 
