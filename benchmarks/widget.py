@@ -153,10 +153,11 @@ class Bench:
         """Plan for prompts of a new length, so that nothing that is timed next has been planned before."""
         self.ask(f"setattr(planner.controls['prompt_tokens'], 'value', {next(self.prompt_tokens)})")
 
-    def press(self, slider: Locator, key: str) -> None:
-        """Press a key on a slider."""
+    def press(self, slider: Locator, key: str, shown: str) -> float:
+        """Press a key on a slider and return the time to the picture painted in ``shown``."""
+        # The page scrolls to what is focused, which is no part of the answer.
         slider.focus()
-        self.page.keyboard.press(key)
+        return self.time(shown, "keydown", lambda: self.page.keyboard.press(key))
 
     def drag(self, index: int) -> float:
         """Drag a cut by one layer and return the time to the painted picture."""
@@ -181,8 +182,8 @@ def paint_times(bench: Bench, repetitions: int) -> dict[str, list[float]]:
     for index in range(repetitions):
         bench.change_workload()
         key = "ArrowLeft" if index % 2 == 0 else "ArrowRight"
-        times["bare"].append(bench.time(NUMBER, "keydown", lambda key=key: bench.press(bench.bare, key)))
-        times["pp"].append(bench.time(PICTURE, "keydown", lambda key=key: bench.press(bench.pp, key)))
+        times["bare"].append(bench.press(bench.bare, key, NUMBER))
+        times["pp"].append(bench.press(bench.pp, key, PICTURE))
         if index % 2 == 1:  # 64 stages again
             times["cut"].append(bench.drag(index))
             times["cut"].append(bench.drag(index + 31))
@@ -222,7 +223,7 @@ def growth(bench: Bench, changes: int) -> dict[str, Any]:
     def change(times: int) -> None:
         for index in range(times):
             key = "ArrowLeft" if index % 20 < 10 else "ArrowRight"
-            bench.time(PICTURE, "keydown", lambda key=key: bench.press(bench.pp, key))
+            bench.press(bench.pp, key, PICTURE)
 
     change(20 * max(1, changes // 200))
     before = look()

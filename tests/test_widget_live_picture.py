@@ -107,7 +107,6 @@ async ([source, attributes]) => {
   window.end = widget.render({ model, el: document.body });
 }
 """
-_RESTED = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(() => setTimeout(done))))"
 _EQUAL = """
 (source) => {
   const holder = document.createElement("template");
@@ -137,15 +136,13 @@ def test_the_page_shows_the_picture_whatever_it_showed_before(page):
     for pieces in (*PICTURES, *PICTURES[::-1]):
         live.show(pieces)
         page.evaluate("(values) => receive(values)", {"pieces": live.pieces, "changes": live.changes})
-        page.evaluate(_RESTED)
         svg = f"{''.join(pieces)}</svg>".replace(' xmlns="http://www.w3.org/2000/svg"', "")
-        assert page.evaluate(_EQUAL, svg)
+        page.wait_for_function(_EQUAL, arg=svg)
     assert page.evaluate("model.get('is_running')")
 
 
 def test_what_does_not_differ_is_left_alone(page):
     page.evaluate("(values) => receive(values)", {"pieces": list(PICTURES[0])})
-    page.evaluate(_RESTED)
     page.evaluate("document.querySelectorAll('text').forEach((text) => (text.kept = text.textContent))")
     page.evaluate("(values) => receive(values)", {"pieces": list(PICTURES[1])})
     same = "[...document.querySelectorAll('text')].filter((text) => text.kept === text.textContent).length"
@@ -156,4 +153,3 @@ def test_what_goes_leaves_nothing_behind(page):
     page.evaluate("(values) => receive(values)", {"pieces": list(PICTURES[0])})
     page.evaluate("end()")
     assert page.evaluate("[listening(), document.querySelectorAll('svg').length]") == [0, 0]
-    page.evaluate(_RESTED)

@@ -3,6 +3,8 @@
 // `pieces` is all of it, the opening tag first, then one element each; `changes` are the pieces that are
 // different by now.
 
+const HOVERS_AFTER_MS = 50;
+
 /** Return the elements that pieces of SVG describe. */
 function parse(pieces) {
   const holder = document.createElement("template");
@@ -47,7 +49,6 @@ class LivePicture {
     // Pieces to draw and those that are drawn, both without the opening tag.
     this.pieces = [];
     this.shown = [];
-    this.frame = 0;
     this.changed = () => this.draw();
     this.events = ["change:pieces", "change:changes"];
     this.events.forEach((event) => model.on(event, this.changed));
@@ -65,12 +66,8 @@ class LivePicture {
     this.shown.splice(pieces.length).forEach(() => this.svg.lastChild.remove());
     this.patch((piece) => !isHover(piece));
     // A tooltip comes half a second after the pointer; it need not delay the frame.
-    this.frame ||= requestAnimationFrame(() => {
-      this.timer = setTimeout(() => {
-        this.frame = 0;
-        this.patch(isHover);
-      });
-    });
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.patch(isHover), HOVERS_AFTER_MS);
   }
 
   /** Draw the pieces that differ from what is shown, of those on the page already only such as `isMeant`. */
@@ -89,7 +86,6 @@ class LivePicture {
   }
 
   close() {
-    cancelAnimationFrame(this.frame);
     clearTimeout(this.timer);
     this.events.forEach((event) => this.model.off(event, this.changed));
     this.svg.remove();
