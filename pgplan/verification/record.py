@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pgplan.codec import from_data, to_data
@@ -242,6 +243,15 @@ class Verification:
         data = {field.name: to_data(getattr(self, field.name)) for field in fields(self)}
         data["plan"] = json.loads(self.plan.to_json())
         return json.dumps({"schema_version": SCHEMA_VERSION, "passed": self.passed, **data}, indent=1)
+
+    @classmethod
+    def example(cls) -> Verification:
+        """Return one that was made on two H200s, to look at without a GPU.
+
+        >>> Verification.example().plan.split
+        (32, 30)
+        """
+        return cls.from_json(Path(__file__).with_name("example.json").read_text(encoding="utf-8"))
 
     @classmethod
     def from_json(cls, text: str) -> Verification:
