@@ -15,23 +15,18 @@ from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
 from pgplan.verification.checking import Check, build_stage, check_handoff, check_pipeline
 from pgplan.verification.memory import DeviceMemory
-from pgplan.verification.passes import Pass, run_hops, run_pipeline, run_repeatedly
+from pgplan.verification.passes import Pass
 from pgplan.verification.pieces import CHECKED_TOKENS, Step, largest_hop, steps_of
 from pgplan.verification.place import Place
 from pgplan.verification.record import FlowMeasurement, Spread, StageMeasurement
 from pgplan.verification.room import Room
 from pgplan.verification.scaling import shortened
 from pgplan.verification.stage import Contents, Stage
+from pgplan.verification.stopwatch import Stopwatch
 from pgplan.verification.surroundings import environment
 
 if TYPE_CHECKING:
     import torch
-
-# How long a measurement may take; within that, as often as makes the median steady.
-_BUDGET_S, _FEWEST, _MOST = 1.0, 5, 400
-_FLOW_MOST = 64
-_ALONE = 4
-_HOPS = 30
 
 
 @dataclass(slots=True)
@@ -91,8 +86,7 @@ class _Rank:
         before = self.memory.allocated_bytes()
         self.dtype: torch.dtype = getattr(torch, plan.model.dtype)
         self.prefill_step, self.decode_step = steps_of(plan)
-        # On a CPU the times are worth little.
-        self._budget_s = _BUDGET_S if self.memory.on_gpu else _BUDGET_S / 5
+        self.watch = Stopwatch(self.place, self.memory.on_gpu)
         self.place.connect(
             max_tokens=largest_hop(plan),
             hidden_size=plan.model.hidden_size,
@@ -200,14 +194,14 @@ class _Rank:
         self._phase("prefill")
         peak_bytes = self._peak_bytes(stage, prefill)
         graphs = prefill.capture() if self.memory.on_gpu else None
-        prefill_s = self._time(prefill, budget_s=2 * self._budget_s)
+        prefill_s = self.watch.time(prefill, budgets=2)
 
         self._phase("decode")
         decodes = self._decode_passes(stage, caches, graphs)
-        decode_s = self._time(decodes[0], budget_s=self._budget_s)
+        decode_s = self.watch.time(decodes[0])
 
         self._phase("hand-off")
-        hops = {name: self._hop(step) for name, step in self._named_steps().items()}
+        handoff_prefill, handoff_decode = map(self.watch.hop, (self.prefill_step, self.decode_step))
 
         self._phase("pipeline")
         self._found.prefill = self._flow("prefill", [prefill], prefill_s, in_flight=self._chunks_in_flight)
@@ -226,12 +220,17 @@ class _Rank:
             decode_batch=self.decode_step.tokens,
             prefill=prefill_s,
             decode=decode_s,
-            handoff_prefill=hops["prefill"],
-            handoff_decode=hops["decode"],
+            handoff_prefill=handoff_prefill,
+            handoff_decode=handoff_decode,
         )
 
-    def _named_steps(self) -> dict[str, Step]:
-        return {"prefill": self.prefill_step, "decode": self.decode_step}
+    def _flow(self, name: str, passes: list[Pass], each: Spread, *, in_flight: int) -> FlowMeasurement | None:
+        """Run the full pipeline and note this rank's idle share."""
+        found = self.watch.flow(passes, each, in_flight=in_flight)
+        if found is None:
+            return None
+        measured, self._found.idle[name] = found
+        return measured
 
     @property
     def _chunks_in_flight(self) -> int:
@@ -270,46 +269,3 @@ class _Rank:
             if self.memory.on_gpu:
                 pool = passes[-1].capture(pool)
         return passes
-
-    def _time(self, work: Pass, *, budget_s: float) -> Spread:
-        """Time a pass on this stage alone, as often as fits the budget on the slowest rank."""
-        run_repeatedly(self.place, work.run, repeats=1)
-        once_s = self.place.most(min(run_repeatedly(self.place, work.run, repeats=2)))
-        run_repeatedly(self.place, work.run, repeats=self._settling(once_s))
-        repeats = max(_FEWEST, min(_MOST, int(budget_s / once_s)))
-        return Spread.of(run_repeatedly(self.place, work.run, repeats=repeats))
-
-    def _settling(self, once_s: float) -> int:
-        """Return how often to run before times hold: a GPU pays for a second for the power it drew."""
-        return max(1, int(self._budget_s / once_s))
-
-    def _hop(self, step: Step) -> Spread | None:
-        if self.place.handoff is None:
-            return None
-        seconds = run_hops(self.place, tokens=step.tokens, hops=_HOPS)
-        return None if self.place.is_first else Spread.of(seconds)
-
-    def _flow(self, name: str, passes: list[Pass], each: Spread, *, in_flight: int) -> FlowMeasurement | None:
-        """Run the full pipeline; every rank notes its idle share, the last stage the times."""
-        if not self.place.is_pipeline:
-            return None
-        slowest_s = self.place.most(each.mean_s)
-        pp_size = self.plan.pp_size
-        steps = max(4 * pp_size, min(_FLOW_MOST, int(2 * self._budget_s / slowest_s)))
-        # First ways, shapes and kernels are slow; every one that is timed below is used before.
-        run_pipeline(self.place, passes, steps=pp_size + len(passes), in_flight=in_flight)
-        alone = run_pipeline(self.place, passes[:1], steps=_ALONE, in_flight=1)
-        run_pipeline(self.place, passes, steps=pp_size + self._settling(slowest_s), in_flight=in_flight)
-        marks = run_pipeline(self.place, passes, steps=steps + pp_size, in_flight=in_flight)
-        # The pipeline fills during the first steps.
-        ends = [end for _, end in marks[pp_size - 1 :]]
-        window_s = ends[-1] - ends[0]
-        self._found.idle[name] = 1 - sum(end - begin for begin, end in marks[pp_size:]) / window_s
-        return FlowMeasurement(
-            microbatches=in_flight,
-            period_s=window_s / (len(ends) - 1),
-            latency_s=(alone[-1][1] - alone[0][1]) / (len(alone) - 1),
-            tokens=passes[0].step.tokens,
-            idle=(),
-            steps=steps,
-        )

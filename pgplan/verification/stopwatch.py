@@ -1,0 +1,87 @@
+"""How long a pass, a hop and the whole pipeline take: how often to run, and from when on it counts.
+
+A GPU that has drawn all the power it may is slowed down for about a second after. So everything runs as long
+as that before it is timed, and then long enough for a mean to hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pgplan.verification.passes import Pass, run_hops, run_pipeline, run_repeatedly
+from pgplan.verification.pieces import Step
+from pgplan.verification.place import Place
+from pgplan.verification.record import FlowMeasurement, Spread
+
+# How long a measurement may take; on a CPU, where times are worth little, a part of it.
+_BUDGET_S, _ON_CPU = 1.0, 0.2
+_FEWEST, _MOST, _FLOW_MOST = 5, 400, 64
+_HOPS, _ALONE = 30, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Time what all ranks do together; every rank calls the same, in the same order.
+
+    Args:
+        place: The rank's place.
+        on_gpu: Whether times are those of a GPU.
+    """
+
+    place: Place
+    on_gpu: bool
+
+    @property
+    def _budget_s(self) -> float:
+        return _BUDGET_S if self.on_gpu else _BUDGET_S * _ON_CPU
+
+    def _settling(self, once_s: float) -> int:
+        """Return how often to run before times hold."""
+        return max(1, int(self._budget_s / once_s))
+
+    def time(self, work: Pass, *, budgets: int = 1) -> Spread:
+        """Time a pass on this stage alone, as often as fits the budget on the slowest rank."""
+        run_repeatedly(self.place, work.run, repeats=1)
+        once_s = self.place.most(min(run_repeatedly(self.place, work.run, repeats=2)))
+        run_repeatedly(self.place, work.run, repeats=self._settling(once_s))
+        repeats = max(_FEWEST, min(_MOST, int(budgets * self._budget_s / once_s)))
+        return Spread.of(run_repeatedly(self.place, work.run, repeats=repeats))
+
+    def hop(self, step: Step) -> Spread | None:
+        """Time the hop that brings a step's activations here; ``None`` where none comes."""
+        if self.place.handoff is None:
+            return None
+        seconds = run_hops(self.place, tokens=step.tokens, hops=_HOPS)
+        return None if self.place.is_first else Spread.of(seconds)
+
+    def flow(
+        self, passes: Sequence[Pass], each: Spread, *, in_flight: int
+    ) -> tuple[FlowMeasurement, float] | None:
+        """Time the full pipeline, whose stages take ``each`` by themselves.
+
+        Returns:
+            What it took, as the last stage sees it, and the share of time that this stage was idle;
+            ``None`` if this is no pipeline.
+        """
+        if not self.place.is_pipeline:
+            return None
+        slowest_s, pp_size = self.place.most(each.mean_s), self.place.pp_size
+        steps = max(4 * pp_size, min(_FLOW_MOST, int(2 * self._budget_s / slowest_s)))
+        # First ways, shapes and kernels are slow; every one that is timed below is used before.
+        run_pipeline(self.place, passes, steps=pp_size + len(passes), in_flight=in_flight)
+        alone = run_pipeline(self.place, passes[:1], steps=_ALONE, in_flight=1)
+        run_pipeline(self.place, passes, steps=pp_size + self._settling(slowest_s), in_flight=in_flight)
+        marks = run_pipeline(self.place, passes, steps=steps + pp_size, in_flight=in_flight)
+        # The pipeline fills during the first steps.
+        ends = [end for _, end in marks[pp_size - 1 :]]
+        window_s = ends[-1] - ends[0]
+        measured = FlowMeasurement(
+            microbatches=in_flight,
+            period_s=window_s / (len(ends) - 1),
+            latency_s=(alone[-1][1] - alone[0][1]) / (len(alone) - 1),
+            tokens=passes[0].step.tokens,
+            idle=(),
+            steps=steps,
+        )
+        return measured, 1 - sum(end - begin for begin, end in marks[pp_size:]) / window_s
