@@ -231,8 +231,12 @@ def _calibration_notes(costing: Costing, stages: tuple[StagePlan, ...]) -> tuple
     """Say what the times rest on, where they rest on measurements, and where those did not reach."""
     if costing.calibration is None:
         return ()
+    alike: dict[str, list[int]] = {}
+    for stage in stages:
+        alike.setdefault(f"{stage.tier} (within {100 * stage.time_error:.0f} %)", []).append(stage.stage)
     tiers = ", ".join(
-        f"stage {stage.stage} {stage.tier} (within {100 * stage.time_error:.0f} %)" for stage in stages
+        f"{'every stage' if len(alike) == 1 else 'stage ' + ', '.join(map(str, which))} {trust}"
+        for trust, which in alike.items()
     )
     notes = [f"times rest on {costing.calibration.source}: {tiers}"]
     weaker = dict.fromkeys(note for pricer in costing.pricers.values() for note in pricer.notes)
