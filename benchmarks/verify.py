@@ -8,6 +8,7 @@ times measured rather than roofline, and the best splits those of this GPU.
     python benchmarks/verify.py --quick                       # a few layers of every kind of model
     python benchmarks/verify.py --calibration h200.json --shape 4x1 --limit 400
     python benchmarks/verify.py --calibration h200.json --shape 2x1 --share 0/2   # every second case
+    python benchmarks/verify.py --calibration h200.json --shape 8x1,4x2,2x4 --models qwen3-235b-a22b
     python benchmarks/verify.py --faults                      # too big by 1 %, and a worker that is killed
     python benchmarks/verify.py --command --calibration h200.json   # from the command to the report
     python benchmarks/verify.py --summary --calibration h200  # what the documents say together
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ MODELS = (
     "deepseek-v2-lite",
 )
 # What tells the most comes first: time may end before the last case.
-SHAPES = ((4, 1), (2, 2), (2, 1))
+SHAPES = "4x1,2x2,2x1"
 SPLITS: tuple[tuple[str, Objective], ...] = (("default", "decode"), ("auto", "decode"), ("auto", "prefill"))
 WORKLOAD = pg.Workload(
     prompt_tokens=2048, output_tokens=256, concurrency=256, max_model_len=8192, max_num_batched_tokens=4096
@@ -97,12 +99,14 @@ class Case:
         )
 
 
-def all_cases(shapes: tuple[tuple[int, int], ...], calibration: str | None) -> list[Case]:
+def all_cases(
+    shapes: Sequence[tuple[int, int]], models: Sequence[str], calibration: str | None
+) -> list[Case]:
     return [
         Case(model=model, pp_size=pp, tp_size=tp, split=split, objective=objective, calibration=calibration)
         for pp, tp in shapes
         for split, objective in SPLITS
-        for model in MODELS
+        for model in models
     ]
 
 
@@ -239,7 +243,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="cases whose name has this in it; several with commas")
-    parser.add_argument("--shape", default="", help="pp x tp, e.g. 4x1; several with commas")
+    parser.add_argument("--models", default=",".join(MODELS), help="several with commas")
+    parser.add_argument("--shape", default=SHAPES, help=f"pp x tp, several with commas; default {SHAPES}")
     parser.add_argument("--share", default="0/1", help="I/N: every Nth case from the Ith on")
     parser.add_argument("--calibration", help="a file of 'pgplan calibrate', or a GPU's name")
     parser.add_argument(
@@ -263,8 +268,10 @@ def main() -> None:
         return faults(gpus, args.out)
     if args.command:
         return command(gpus, args.out, args.calibration)
-    shapes = tuple(shape for shape in SHAPES if not args.shape or f"{shape[0]}x{shape[1]}" in args.shape)
-    cases = quick_cases(gpus, args.calibration) if args.quick else all_cases(shapes, args.calibration)
+    shapes = [(int(pp), int(tp)) for pp, tp in (shape.split("x") for shape in args.shape.split(","))]
+    cases = all_cases(shapes, args.models.split(","), args.calibration)
+    if args.quick:
+        cases = quick_cases(gpus, args.calibration)
     wanted = [case for case in cases if any(word in case.name for word in args.only.split(","))]
     first, every = map(int, args.share.split("/"))
     # The splits of one model stay together: a best split may be another's.
