@@ -4,8 +4,8 @@
     python benchmarks/handoff.py --quick         # fewer sizes and repetitions
     python benchmarks/handoff.py --backend gloo  # on the CPU, to try the script itself
 
-Layouts: pp 2 x tp 1 (2 GPUs), pp 2 x tp 2 and pp 4 x tp 1 (4 GPUs). A hop is two bf16 tensors of width 2048;
-what is timed, on the first stage's host clock, is a round trip: the hop by one of the methods, then an
+Layouts: pp 2 x tp 1 (2 GPUs), pp 2 x tp 2 and pp 4 x tp 1 (4), pp 8 x tp 1, pp 4 x tp 2 and pp 2 x tp 4 (8), as
+far as there are GPUs. A hop is two bf16 tensors of width 2048; what is timed, on the first stage's host clock, is a round trip: the hop by one of the methods, then an
 empty answer that is the same for all of them. Repetitions of the methods take turns, each time in another
 order; differences and ratios are taken within one turn, and their median is given with a 95 % interval.
 
@@ -34,6 +34,7 @@ from recording import RESULTS, machine, save  # noqa: E402
 from pgplan.launcher import launch  # noqa: E402
 from pgplan.launcher.backends import choose_backend, visible_gpus  # noqa: E402
 
+LAYOUTS = ((2, 1), (2, 2), (4, 1), (8, 1), (4, 2), (2, 4))
 SIZES = [8 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB]
 QUICK_SIZES = [8 * KIB, 128 * KIB, MIB, 16 * MIB]
 
@@ -61,7 +62,7 @@ def main() -> int:
     counts = [repetitions_for(size, quick=options.quick or gloo) for size in sizes]
     kept = json.loads(options.output.read_text()) if options.output.exists() and not options.fresh else {}
     content = {"machine": machine(), "backend": choice.name, "layouts": kept.get("layouts", {})}
-    for pp_size, tp_size in ((2, 1), (2, 2), (4, 1)):
+    for pp_size, tp_size in LAYOUTS:
         layout = f"pp {pp_size} x tp {tp_size}"
         if pp_size * tp_size > ranks:
             continue

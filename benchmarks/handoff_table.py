@@ -91,7 +91,7 @@ def show(layout: str, summary: dict[str, Any]) -> None:
                 f"{row['streamed_us']:8.1f} us {row['streamed_GB_per_s']:6.1f} GB/s"
                 + ("" if row["bit_equal"] else "  BYTES DIFFER")
             )
-    if summary["sliced_from_bytes"] is not None or "tp 2" in layout:
+    if summary["sliced_from_bytes"] is not None or not layout.endswith("tp 1"):
         print(f"pgplan slices from {summary['sliced_from_bytes']} bytes on, by what it measured")
     if "overlap" in summary:
         o = summary["overlap"]
@@ -131,8 +131,8 @@ def verdicts(
         sliced = entry["methods"].get("pgplan sliced")
         if sliced:
             sent = sliced["sent_bytes_per_rank"]
-            half = sent * 2 == entry["methods"]["pgplan"]["sent_bytes_per_rank"]
-            yield half, f"{layout}, {human(size)}: sliced sends {sent} bytes per rank"
+            share = sent * int(layout.split()[-1]) == entry["methods"]["pgplan"]["sent_bytes_per_rank"]
+            yield share, f"{layout}, {human(size)}: sliced sends {sent} bytes per rank"
 
 
 def human(size: int) -> str:
