@@ -4,10 +4,11 @@
     python benchmarks/handoff.py --quick         # fewer sizes and repetitions
     python benchmarks/handoff.py --backend gloo  # on the CPU, to try the script itself
 
-Layouts: pp 2 x tp 1 (2 GPUs), pp 2 x tp 2 and pp 4 x tp 1 (4), pp 8 x tp 1, pp 4 x tp 2 and pp 2 x tp 4 (8), as
-far as there are GPUs. A hop is two bf16 tensors of width 2048; what is timed, on the first stage's host clock, is a round trip: the hop by one of the methods, then an
-empty answer that is the same for all of them. Repetitions of the methods take turns, each time in another
-order; differences and ratios are taken within one turn, and their median is given with a 95 % interval.
+Layouts: pp 2 x tp 1 (2 GPUs), pp 2 x tp 2 and pp 4 x tp 1 (4), pp 8 x tp 1, pp 4 x tp 2 and pp 2 x tp 4 (8),
+as far as there are GPUs. A hop is two bf16 tensors of width 2048; what is timed, on the first stage's host
+clock, is a round trip: the hop by one of the methods, then an empty answer that is the same for all of them.
+Repetitions of the methods take turns, each time in another order; differences and ratios are taken within one
+turn, and their median is given with a 95 % interval.
 
     raw          one ProcessGroup.send/recv of the whole hop; with tp 2 also of slices + one raw all-gather
     pgplan       send_stage/recv_stage, written into its own buffers (with tp 2 whole and sliced)
