@@ -96,7 +96,7 @@ def widget_table(result: dict[str, Any]) -> Iterator[str]:
     memory, nodes = (after[key] - before[key] for key in ("kernel_mib", "nodes"))
     yield (
         f"\nFinal values lost in {len(result['bursts'])} bursts of 100 changes: {lost}. After "
-        f"{result['growth']['changes']:,} changes: kernel {memory:+.1f} MiB, DOM nodes {nodes:+d}."
+        f"{result['growth']['changes']:,} changes: kernel {memory:+.1f} MiB, DOM nodes {nodes:+d}. "
         "Comparisons, exports and hover figures follow once the hand rests, which is not in these times. "
         f"{machine(result)}\n"
     )
