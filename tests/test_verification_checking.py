@@ -8,21 +8,26 @@ from typing import Any
 import pytest
 
 from pgplan.launcher import launch
+from pgplan.verification.checking import CACHE_TOLERANCE, ROUNDED_TOLERANCE
 
 # One model for each kind of layer: grouped heads, experts, latent attention, windows, norms over all heads
 # that are divided, biases.
 KINDS = ("llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v2-lite", "gemma-3-4b", "olmo-2-7b", "phi-tiny-moe")
+# Blocks of fp8 beside grouped heads and latents, and experts in 4 bits.
+QUANTIZED = ("qwen3-30b-a3b-fp8", "deepseek-v3", "kimi-k2.5")
 FAULTS = ("dropped", "doubled", "swapped", "wrong shard")
 
 
-def run(cases: list[list[Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def run(
+    cases: list[list[Any]], *, kv_dtype: str = "auto"
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the checks of the pipeline and of the hand-off, one of each per case."""
     result = launch(
         "verification_entries:check",
         ranks=4,
         backend="gloo",
         timeout=150,
-        args={"cases": cases, "pp": 2, "tp": 2},
+        args={"cases": cases, "pp": 2, "tp": 2, "kv_dtype": kv_dtype},
         env={"PYTHONPATH": str(Path(__file__).parent)},
     )
     first_of_last = result.results[2]
@@ -46,3 +51,25 @@ def test_a_wrong_layer_or_shard_fails_the_check() -> None:
     # Far beyond the tolerance of 16 bits, too.
     assert all(check["error"] > 0.1 for check in pipelines)
     assert all(check["passed"] for check in hops)
+
+
+@pytest.mark.slow
+def test_quantized_shards_compute_what_the_whole_does_and_wrong_scales_fail() -> None:
+    cases: list[list[Any]] = [[name, 8, [3, 5], "none"] for name in QUANTIZED]
+    faults: list[list[Any]] = [[name, 8, [4, 4], "wrong scales"] for name in QUANTIZED[:2]]
+    checks, _ = run(cases + faults)
+    assert [check["passed"] for check in checks] == [True] * 3 + [False] * 2
+    # On CPU processes nothing is rounded but the weights, so the tolerance is that of plain ones.
+    assert all(0 < check["error"] < check["tolerance"] == 1e-4 for check in checks[:3])
+    # Beyond what rounding activations to fp8 allows, too.
+    assert all(check["error"] > ROUNDED_TOLERANCE for check in checks[3:])
+
+
+@pytest.mark.slow
+def test_a_cache_in_fp8_is_written_and_read_alike_by_all() -> None:
+    names = ("llama-3.1-8b", "deepseek-v2-lite", "gemma-3-4b")
+    faults: list[list[Any]] = [["llama-3.1-8b", 8, [4, 4], "wrong shard"]]
+    checks, _ = run([[name, 8, [3, 5], "none"] for name in names] + faults, kv_dtype="fp8")
+    assert [check["passed"] for check in checks] == [True] * 3 + [False]
+    assert all(check["tolerance"] == CACHE_TOLERANCE for check in checks)
+    assert all(check["error"] < 0.01 for check in checks[:3])

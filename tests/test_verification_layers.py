@@ -9,6 +9,7 @@ import torch
 from verification_entries import small
 
 from pgplan.model.spec import ModelSpec
+from pgplan.verification import kv_cache
 from pgplan.verification.attention import causal_attention
 from pgplan.verification.experts import Experts, grouped_product
 from pgplan.verification.pieces import Step
@@ -36,7 +37,8 @@ def whole(model: ModelSpec) -> Stage:
 def run(stage: Stage, tokens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     """Return the final norm's output for all tokens, fed in pieces of the given lengths."""
     rows, total = tokens.shape
-    pool = torch.full((stage.cache_elements(rows=rows, tokens=total),), float("nan"))
+    count = stage.cache_elements(rows=rows, tokens=total)
+    pool = torch.full((count,), float("nan")).to(stage.cache_dtype)
     caches = stage.make_cache(pool, rows=rows, tokens=total)
     outputs, start = [], 0
     for length in lengths:
@@ -68,6 +70,28 @@ def test_a_prompt_at_once_in_chunks_and_token_by_token_is_the_same(name: str) ->
     at_once = run(stage, tokens, [16])
     torch.testing.assert_close(run(stage, tokens, [7, 5, 4]), at_once, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(run(stage, tokens, [6, *[1] * 10]), at_once, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "deepseek-v2-lite", "gemma-3-4b"])
+@torch.inference_mode()
+def test_a_cache_in_fp8_parts_from_a_plain_one_by_its_rounding(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = short_windows(small(name, layers=3), 5)
+    plain = whole(model)
+    contents = replace(Contents.whole(model), kv_dtype="fp8")
+    shards = Shards(tp_size=1, tp_rank=0, device=torch.device("cpu"))
+    rounding = Stage(model, contents, shards, reduce=lambda x: x, gather=lambda x: x)
+    tokens = torch.randint(0, model.vocab_size, (2, 16), generator=torch.Generator().manual_seed(1))
+    lengths = [6, 4, *[1] * 6]
+    wanted = run(plain, tokens, lengths)
+    found = run(rounding, tokens, lengths)
+    # A prompt's first chunk attends to what it has just computed.
+    torch.testing.assert_close(found[:, :6], wanted[:, :6], rtol=1e-4, atol=1e-5)
+    error = float((found - wanted)[:, 6:].norm() / wanted[:, 6:].norm())
+    assert 1e-4 < error < 0.1
+    monkeypatch.setattr(kv_cache, "_SLICE_ELEMENTS", 100)
+    torch.testing.assert_close(run(rounding, tokens, lengths), found, rtol=1e-4, atol=1e-5)
 
 
 CONFIGS = {

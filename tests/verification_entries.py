@@ -15,7 +15,10 @@ from pgplan.launcher import Worker
 from pgplan.model.spec import ModelSpec
 from pgplan.planning import split_ranges
 from pgplan.verification.checking import build_stage, check_handoff, check_pipeline
+from pgplan.verification.layouts import layout_of
 from pgplan.verification.place import Place
+from pgplan.verification.quantized import Quantized
+from pgplan.verification.quantized_shards import quantized_shard
 from pgplan.verification.scaling import narrowed, narrowing_factor, shortened
 from pgplan.verification.stage import Contents, Stage
 
@@ -60,16 +63,34 @@ def wrong_shard(place: Place, model: ModelSpec, contents: Contents) -> Stage:
     return stage
 
 
+def wrong_scales(place: Place, model: ModelSpec, contents: Contents) -> Stage:
+    """Give the second rank of the first stage the first rank's scales of one output projection."""
+    stage = build_stage(place, model, contents)
+    if place.stage == 0 and place.tp_rank == 1:
+        shards = place.shards()
+        shards.tp_rank = 0
+        index = contents.layers[0]
+        out = next(weight for weight in model.layers[index].weights if weight.name.endswith("o_proj"))
+        layout = layout_of(out.storage)
+        assert layout is not None
+        other = quantized_shard(shards, f"layer {index}", layout, out)
+        own = stage.layers[0].attention.out.weight
+        assert isinstance(own, Quantized) and not torch.equal(own.scales.float(), other.scales.float())
+        own.scales.copy_(other.scales)
+    return stage
+
+
 FAULTS: dict[str, Callable[..., Stage]] = {
     "none": build_stage,
     "dropped": with_layers(lambda layers: layers[1:]),
     "doubled": with_layers(lambda layers: (layers[0], layers[0], *layers[1:])),
     "swapped": with_layers(lambda layers: (layers[1], layers[0], *layers[2:])),
     "wrong shard": wrong_shard,
+    "wrong scales": wrong_scales,
 }
 
 
-def check(worker: Worker, *, cases: list[list[Any]], pp: int, tp: int) -> list[Any]:
+def check(worker: Worker, *, cases: list[list[Any]], pp: int, tp: int, kv_dtype: str = "auto") -> list[Any]:
     """Run the check for each case ``[model, layers, split, fault]``."""
     torch.set_num_threads(1)
     found = []
@@ -79,7 +100,7 @@ def check(worker: Worker, *, cases: list[list[Any]], pp: int, tp: int) -> list[A
             model, short = shortened(model, tuple(split))
             place = Place(worker, plane, pp_size=pp, tp_size=tp)
             place.connect(max_tokens=128, hidden_size=model.hidden_size, dtype=torch.float32)
-            kept = contents(model, short, place.stage)
+            kept = replace(contents(model, short, place.stage), kv_dtype=kv_dtype)
             found.append(to_data(check_pipeline(place, model, kept, build=FAULTS[fault])))
             hops = check_handoff(place, tokens=16, hidden_size=model.hidden_size, dtype=torch.float32)
             found.append(to_data(hops))

@@ -16,6 +16,7 @@ from pgplan.launcher.show import Show
 from pgplan.planning import Plan
 from pgplan.planning import plan as make_plan
 from pgplan.verification.checking import Check
+from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.record import FlowMeasurement, Mode, StageMeasurement, Verification
 from pgplan.verification.scaling import narrowed, narrowing_factor, small_workload
 from pgplan.verification.shards import check_supported
@@ -67,10 +68,11 @@ def verify(
     mode, chosen = _choose(plan, backend)
     laid_out, factor = (plan, 1) if chosen == "nccl" else _narrow(plan)
     element_bytes = {"bfloat16": 2, "float16": 2, "float32": 4}[laid_out.model.dtype]
-    if laid_out.settings.kv_element_bytes != element_bytes:
+    cached_bytes = laid_out.settings.kv_element_bytes
+    if cached_bytes != (1 if is_fp8(laid_out.workload.kv_dtype) else element_bytes):
         raise ModelError(
-            f"verification keeps the KV cache in {laid_out.model.dtype}, and the plan has "
-            f"{laid_out.settings.kv_element_bytes} byte(s) per element; plan with kv_dtype auto"
+            f"verification keeps the KV cache in {laid_out.model.dtype} or fp8, and the plan has "
+            f"{cached_bytes} byte(s) per element; plan with kv_dtype auto or fp8"
         )
 
     def run(ranks: int, alone: int | None) -> Sequence[dict[str, Any]]:
@@ -115,7 +117,9 @@ def _narrow(plan: Plan) -> tuple[Plan, int]:
     small = make_plan(
         narrowed(plan.model, factor),
         plan.cluster,
-        workload=small_workload(plan.microbatches),
+        workload=small_workload(
+            plan.microbatches, kv_dtype=plan.workload.kv_dtype if is_fp8(plan.workload.kv_dtype) else "auto"
+        ),
         engine=plan.engine,
         split=plan.split,
     )

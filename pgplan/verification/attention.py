@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec, Weight
+from pgplan.verification.kv_cache import few_at_a_time, write_slots
 from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
 
@@ -84,6 +85,7 @@ class GroupedAttention:
     def _decode(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: list[torch.Tensor], step: Step
     ) -> torch.Tensor:
+        import torch
         import torch.nn.functional as F
 
         keys, values = (part[step.rows] for part in cache)
@@ -94,7 +96,15 @@ class GroupedAttention:
         values[:, :, slot] = v[:, 0]
         grouped = q.reshape(step.sequences, self.kv_heads, self.heads // self.kv_heads, -1)
         with _splitting_context(q, step.sequences * self.kv_heads):
-            return F.scaled_dot_product_attention(grouped, keys[:, :, :present], values[:, :, :present])
+            if keys.dtype == q.dtype:
+                return F.scaled_dot_product_attention(grouped, keys[:, :, :present], values[:, :, :present])
+            # One head of one sequence after the other, as many as are widened at once.
+            heads = [part.flatten(0, 1)[:, None] for part in (grouped, keys, values)]
+            parts = []
+            for few in few_at_a_time(heads[1]):
+                wide = [part[few, :, :present].to(q.dtype) for part in heads[1:]]
+                parts.append(F.scaled_dot_product_attention(heads[0][few], wide[0], wide[1]))
+            return torch.cat(parts).view(*grouped.shape[:3], -1)
 
     def _prefill(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: list[torch.Tensor], step: Step
@@ -109,7 +119,8 @@ class GroupedAttention:
         if before:
             slots = torch.arange(step.start - before, step.start, device=q.device) % kept
             whole = [
-                torch.cat((old[:, :, slots], new), 2) for old, new in zip((keys, values), fresh, strict=True)
+                torch.cat((old[:, :, slots].to(new.dtype), new), 2)
+                for old, new in zip((keys, values), fresh, strict=True)
             ]
         for part, new in zip((keys, values), fresh, strict=True):
             _keep(part, new, end=step.start + step.length)
@@ -198,7 +209,7 @@ def _keep(cache: torch.Tensor, new: torch.Tensor, *, end: int) -> None:
         return
     last = min(length, kept)
     slots = torch.arange(end - last, end, device=cache.device) % kept
-    cache[:, :, slots] = new[:, :, length - last :]
+    write_slots(cache, slots, new[:, :, length - last :])
 
 
 def _find(named: dict[str, Weight], endings: tuple[str, ...]) -> Weight:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec, Weight
-from pgplan.verification import fused
-from pgplan.verification.pieces import Linear
+from pgplan.verification import fused, products
+from pgplan.verification.pieces import Linear, make_weight
+from pgplan.verification.quantized import Quantized
 from pgplan.verification.shards import Shards
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class Experts:
         self._count, self._visited = layer.num_experts, layer.experts_per_token
         self.router = Linear.make(shards, place, by_part["router"][0])
         routed = by_part["experts"]
-        self.up = shards.matrix(place, *(w for w in routed if w.shard == "column"))
-        self.down = shards.matrix(place, next(w for w in routed if w.shard == "row"))
+        self.up = make_weight(shards, place, *(w for w in routed if w.shard == "column"))
+        self.down = make_weight(shards, place, next(w for w in routed if w.shard == "row"))
         shared = by_part.get("shared_experts", [])
         gates = [weight for weight in shared if weight.shard == "replicated"]
         self.shared = Mlp([w for w in shared if w not in gates], shards, place) if shared else None
@@ -72,7 +73,7 @@ class Experts:
         return out + beside
 
 
-def grouped_product(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def grouped_product(x: torch.Tensor, weight: torch.Tensor | Quantized, ends: torch.Tensor) -> torch.Tensor:
     """Multiply consecutive rows of ``x`` with the matrix of their group.
 
     Args:
@@ -82,6 +83,8 @@ def grouped_product(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -
     """
     import torch
 
+    if isinstance(weight, Quantized):
+        return products.multiply_groups(weight, x, ends, grouped_product)
     grouped = getattr(torch, "_grouped_mm", None)
     # Its rows must begin at multiples of 16 bytes, which those of narrowed models may not.
     aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])

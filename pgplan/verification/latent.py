@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec
 from pgplan.verification.attention import causal_attention
+from pgplan.verification.kv_cache import few_at_a_time
 from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
 
@@ -22,8 +23,6 @@ class LatentAttention:
     """Attend through a latent vector; the arguments are those of ``GroupedAttention``."""
 
     def __init__(self, layer: LayerSpec, shards: Shards, place: str, rotary: Rotary, reduce: Reduce) -> None:
-        import torch
-
         spec = layer.attention
         assert spec is not None  # checked before anything is built
         del reduce  # the latent norms are whole on every rank
@@ -42,9 +41,11 @@ class LatentAttention:
         self.norm = Norm(shards, place, named["kv_a_layernorm"])
         self.up = Linear.make(shards, place, named["kv_b_proj"])
         self.out = Linear.make(shards, place, named["o_proj"])
-        # (heads, nope, rank) and (heads, v, rank), views of one weight
-        per_head = self.up.weight.view(self.heads, self.nope + spec.v_head_dim, spec.kv_lora_rank)
-        self._up_key, self._up_value = torch.split(per_head, [self.nope, spec.v_head_dim], 1)
+        self._wide: torch.Tensor | None = None
+
+    def widen(self, dtype: torch.dtype) -> None:
+        """Keep a plain copy of a quantized up-projection for decode, as vLLM does."""
+        self._wide = self.up.widened(dtype)
 
     def cache_shapes(self, tokens: int) -> list[tuple[int, ...]]:
         """Return the shape per sequence of what the cache keeps of ``tokens`` tokens."""
@@ -52,12 +53,21 @@ class LatentAttention:
 
     def __call__(self, x: torch.Tensor, cache: list[torch.Tensor], step: Step) -> torch.Tensor:
         """Attend; ``x`` is ``(tokens, hidden)``, and so is the result, a partial sum of this rank's heads."""
+        import torch
+
         query, latent = self._project(x, step)
         kept = cache[0][step.rows]
         kept[:, step.start : step.start + step.length] = latent
-        present = kept[:, : step.start + step.length]
         attend = self._decode if step.is_decode else self._prefill
-        return self.out(attend(query, present).reshape(step.tokens, -1))
+        if kept.dtype == x.dtype:
+            mixed = attend(query, kept[:, : step.start + step.length])
+        else:
+            before, parts = kept[:, : step.start], []
+            for few in few_at_a_time(kept):
+                wide = torch.cat((before[few].to(x.dtype), latent[few]), 1)
+                parts.append(attend(query[few], wide))
+            mixed = torch.cat(parts)
+        return self.out(mixed.reshape(step.tokens, -1))
 
     def _project(self, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Return queries ``(s, t, heads, nope + rope)`` and what the cache keeps, ``(s, t, rank + rope)``."""
@@ -93,10 +103,21 @@ class LatentAttention:
         import torch
 
         rank = self.spec.kv_lora_rank
+        up_key, up_value = self._up_per_head(query.dtype)
         nope, turned = torch.split(query[:, 0], [self.nope, self.spec.rope_dim], -1)
         # (heads, s, nope) x (heads, nope, rank) -> (s, heads, rank)
-        absorbed = torch.bmm(nope.transpose(0, 1), self._up_key).transpose(0, 1)
+        absorbed = torch.bmm(nope.transpose(0, 1), up_key).transpose(0, 1)
         scores = torch.bmm(torch.cat((absorbed, turned), -1), present.transpose(1, 2))
         shares = torch.softmax(scores * self.spec.head_dim**-0.5, -1, dtype=torch.float32).to(query.dtype)
         mixed = torch.bmm(shares, present[..., :rank])
-        return torch.bmm(mixed.transpose(0, 1), self._up_value.transpose(1, 2)).transpose(0, 1)
+        return torch.bmm(mixed.transpose(0, 1), up_value.transpose(1, 2)).transpose(0, 1)
+
+    def _up_per_head(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``(heads, nope, rank)`` and ``(heads, v, rank)``, views of one matrix."""
+        import torch
+
+        spec = self.spec
+        wide = self.up.widened(dtype) if self._wide is None else self._wide
+        per_head = wide.view(self.heads, self.nope + spec.v_head_dim, spec.kv_lora_rank)
+        up_key, up_value = torch.split(per_head, [self.nope, spec.v_head_dim], 1)
+        return up_key, up_value

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import Weight
-from pgplan.verification import fused
+from pgplan.verification import fused, products
+from pgplan.verification.layouts import layout_of
+from pgplan.verification.quantized import Quantized
+from pgplan.verification.quantized_shards import quantized_shard
 from pgplan.verification.shards import Shards
 
 if TYPE_CHECKING:
@@ -71,21 +74,35 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Hold a matrix and perhaps a bias."""
+    """Hold a matrix, plain or quantized, and perhaps a bias."""
 
-    weight: torch.Tensor
+    weight: torch.Tensor | Quantized
     bias: torch.Tensor | None = None
 
     @classmethod
     def make(cls, shards: Shards, place: str, *weights: Weight) -> Linear:
         """Make one fused product of several weights."""
-        return cls(shards.matrix(place, *weights), shards.bias(place, *weights))
+        return cls(make_weight(shards, place, *weights), shards.bias(place, *weights))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Map the last dimension."""
         import torch.nn.functional as F
 
+        if isinstance(self.weight, Quantized):
+            return products.multiply(self.weight, x, self.bias)
         return F.linear(x, self.weight, self.bias)
+
+    def widened(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the matrix as a plain tensor: itself, or a copy of a quantized one."""
+        return products.widened(self.weight, dtype) if isinstance(self.weight, Quantized) else self.weight
+
+
+def make_weight(shards: Shards, place: str, *weights: Weight) -> torch.Tensor | Quantized:
+    """Make the rank's shards of weights that are multiplied with at once, as their storage says."""
+    layout = layout_of(weights[0].storage)
+    if layout is None:
+        return shards.matrix(place, *weights)
+    return products.prepared(quantized_shard(shards, place, layout, *weights))
 
 
 class Norm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pgplan.codec import to_data
@@ -14,10 +14,12 @@ from pgplan.errors import GroupError
 from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
 from pgplan.verification.checking import Check, build_stage, check_handoff, check_pipeline
+from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Pass
 from pgplan.verification.pieces import CHECKED_TOKENS, Step, largest_hop, steps_of
 from pgplan.verification.place import Place
+from pgplan.verification.products import kernels_entry
 from pgplan.verification.record import FlowMeasurement, Spread, StageMeasurement
 from pgplan.verification.room import Room
 from pgplan.verification.scaling import shortened
@@ -40,11 +42,13 @@ class _Findings:
     decode: FlowMeasurement | None = None
     idle: dict[str, float] = field(default_factory=dict)
     phase_s: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, Any]:
         """Return everything, with the versions it was found under."""
         names = ("checks", "problem", "stage", "prefill", "decode", "idle", "phase_s")
-        return {name: to_data(getattr(self, name)) for name in names} | {"environment": environment()}
+        found = {name: to_data(getattr(self, name)) for name in names}
+        return found | {"environment": environment() | self.kernels}
 
 
 def verify_rank(worker: Worker, *, plan: str, alone: int | None = None) -> dict[str, Any]:
@@ -144,17 +148,17 @@ class _Rank:
     def _check(self) -> None:
         self._phase("check")
         place, plan = self.place, self.plan
+        self._found.kernels = kernels_entry(
+            plan.model,
+            tp_size=plan.tp_size,
+            device=place.device.type,
+            kv_is_fp8=is_fp8(plan.workload.kv_dtype),
+        )
         if place.is_pipeline or plan.pp_size == 1:
             model, split = shortened(plan.model, plan.split)
             start, stop = split_ranges(split)[place.stage]
             contents = Contents.of(plan, place.stage)
-            kept = Contents(
-                layers=tuple(range(start, stop)),
-                embedding=contents.embedding,
-                head=contents.head,
-                is_first=contents.is_first,
-                is_last=contents.is_last,
-            )
+            kept = replace(contents, layers=tuple(range(start, stop)))
             self._add(check_pipeline(place, model, kept))
             self._add(
                 check_handoff(place, tokens=CHECKED_TOKENS, hidden_size=model.hidden_size, dtype=self.dtype)

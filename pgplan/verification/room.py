@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pgplan.verification.kv_cache import cache_dtype
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.place import Place
 from pgplan.verification.stage import Stage
@@ -35,7 +36,8 @@ class Room:
         self.memory, self.buffer_bytes = memory, buffer_bytes
         self.weight_bytes = self.kv_bytes = 0
         self.problem: str | None = None
-        self._place, self._planned, self._dtype = place, plan.stages[place.stage], plan.model.dtype
+        self._place, self._planned = place, plan.stages[place.stage]
+        self._cache_dtype = cache_dtype(plan.workload.kv_dtype, plan.model.dtype)
 
     def lay_out_weights(self, build: Callable[[], Stage]) -> Stage | None:
         """Build the stage; ``None`` if on any rank there is no room."""
@@ -54,9 +56,7 @@ class Room:
         A chunk needs its activations beside the cache. That there is room for them, too, is tried here,
         where a rank that fails keeps no other waiting in a pass.
         """
-        import torch
-
-        dtype: torch.dtype = getattr(torch, self._dtype)
+        dtype = self._cache_dtype
         planned, on_gpu = self._planned, self.memory.on_gpu
         wanted = max(elements * dtype.itemsize, planned.kv_used_bytes if on_gpu else 0)
         if not self._fits(wanted, "KV cache", planned.budget_bytes - self.weight_bytes):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pgplan.cost.sharding import rank_shape
 from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, Storage, Weight
 from pgplan.workload import Workload
 
@@ -44,6 +45,10 @@ def _widths(model: ModelSpec, tp_size: int) -> Iterable[int]:
             # Heads stay as they are and divide as before; other widths must still divide when narrow.
             if weight.shard in ("column", "row") and not weight.units:
                 yield (weight.rows if weight.shard == "column" else weight.cols) // tp_size
+            if weight.storage.bits == 4:
+                # Two elements share a byte, and two zero points.
+                rows, cols = rank_shape(weight, tp_size=tp_size)
+                yield from (rows // 2, cols // 2)
 
 
 def _divided(weight: Weight, layer: LayerSpec) -> tuple[int, ...]:
@@ -53,7 +58,11 @@ def _divided(weight: Weight, layer: LayerSpec) -> tuple[int, ...]:
 
 
 def narrowed(model: ModelSpec, factor: int) -> ModelSpec:
-    """Divide every width of ``model`` by ``factor``; weights become float32, which CPUs compute well."""
+    """Divide every width of ``model`` by ``factor``; weights become float32, which CPUs compute well.
+
+    Quantized ones stay so, with blocks that are narrowed, too: there are as many along a side as before, and
+    a shard cuts none that it did not cut.
+    """
 
     def shrink(size: int, weight: Weight, layer: LayerSpec) -> int:
         return size // factor if size in _divided(weight, layer) else size
@@ -63,8 +72,8 @@ def narrowed(model: ModelSpec, factor: int) -> ModelSpec:
             weight,
             rows=shrink(weight.rows, weight, layer),
             cols=shrink(weight.cols, weight, layer),
-            storage=_FP32,
-            bias_storage=None,
+            storage=_narrow_storage(weight.storage, factor),
+            bias_storage=_FP32 if weight.bias else None,
         )
 
     def outside(weight: Weight) -> Weight:
@@ -95,6 +104,13 @@ def narrowed(model: ModelSpec, factor: int) -> ModelSpec:
     )
 
 
+def _narrow_storage(storage: Storage, factor: int) -> Storage:
+    if storage.block is None:
+        return _FP32
+    down, across = (max(1, size // factor) if size else 0 for size in storage.block)
+    return replace(storage, name=f"{storage.name} / {factor}", block=(down, across))
+
+
 def _narrow_attention(spec: AttentionSpec, factor: int) -> AttentionSpec:
     return replace(
         spec,
@@ -105,9 +121,10 @@ def _narrow_attention(spec: AttentionSpec, factor: int) -> AttentionSpec:
     )
 
 
-def small_workload(microbatches: int) -> Workload:
+def small_workload(microbatches: int, *, kv_dtype: str = "auto") -> Workload:
     """Return a workload of short requests that puts as many microbatches in flight."""
     return Workload(
+        kv_dtype=kv_dtype,
         prompt_tokens=_PROMPT,
         output_tokens=_PROMPT // 2,
         concurrency=microbatches * _REQUESTS,

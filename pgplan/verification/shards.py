@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from pgplan.cost.sharding import padded_vocab, rank_shape
 from pgplan.errors import ModelError
-from pgplan.model.spec import ModelSpec, Weight
+from pgplan.model.spec import LayerSpec, ModelSpec, Weight
+from pgplan.verification.layouts import layout_of, layout_problem
 
 if TYPE_CHECKING:
     import torch
 
-_PLAIN = ("bfloat16", "float16", "float32")
 # torch's allocator takes segments for large tensors in multiples of 2 MiB, none below 20 MiB.
 _SEGMENT_BYTES = 20 << 20
 
@@ -72,10 +72,11 @@ class Shards:
         pieces = []
         for weight in weights:
             rows, _ = rank_shape(weight, tp_size=self.tp_size)
-            piece = torch.zeros(rows, dtype=_dtype(weight), device=self.device)
+            dtype = _dtype(weight, bias=True)
+            piece = torch.zeros(rows, dtype=dtype, device=self.device)
             if weight.shard != "row" or self.tp_rank == 0:
-                drawn = self._draw(f"{place} {weight.name} bias", (_whole_rows(weight), 1), _dtype(weight))
-                piece.copy_(self._rows_of(drawn, weight, rows)[:, 0]).mul_(0.1)
+                drawn = self.draw(f"{place} {weight.name} bias", (whole_rows(weight), 1), dtype)
+                piece.copy_(self.own(drawn, weight)[:, 0]).mul_(0.1)
             pieces.append(piece)
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
@@ -85,36 +86,44 @@ class Shards:
 
         rows, _ = rank_shape(weight, tp_size=self.tp_size)
         vector = torch.empty(rows, dtype=_dtype(weight), device=self.device)
-        drawn = self._draw(f"{place} {weight.name}", (weight.rows, 1), vector.dtype)
-        return vector.copy_(self._rows_of(drawn, weight, rows)[:, 0]).mul_(0.1).add_(1.0)
+        drawn = self.draw(f"{place} {weight.name}", (weight.rows, 1), vector.dtype)
+        return vector.copy_(self.own(drawn, weight)[:, 0]).mul_(0.1).add_(1.0)
 
     def _fill(self, target: torch.Tensor, weight: Weight, name: str) -> None:
         """Fill ``target`` with this rank's shard; a product with it keeps the size of what goes in."""
-        whole = (_whole_rows(weight), weight.cols)
+        whole = (whole_rows(weight), weight.cols)
         size = weight.cols**-0.5
         if tuple(target.shape) == whole:
-            target.normal_(0.0, size, generator=self._generator(name))
+            target.normal_(0.0, size, generator=self.generator(name))
             return
-        drawn = self._draw(name, whole, target.dtype, size)
-        rows, cols = target.shape
+        target.copy_(self.own(self.draw(name, whole, target.dtype, size), weight))
+
+    def own(self, drawn: torch.Tensor, weight: Weight, *, per: tuple[int, int] = (1, 1)) -> torch.Tensor:
+        """Return this rank's part of what was drawn for a whole weight.
+
+        Args:
+            drawn: Two-dimensional.
+            weight: What it was drawn for.
+            per: Rows and columns of the weight that one entry is for; 0: all.
+        """
+        rows, cols = rank_shape(weight, tp_size=self.tp_size)
+        top = left = 0
         if weight.shard == "row":
-            start = self.tp_rank * cols
-            target.copy_(drawn[:, start : start + cols])
-        else:
-            target.copy_(self._rows_of(drawn, weight, rows))
+            left = self.tp_rank * cols
+        elif rows != whole_rows(weight):
+            # With fewer heads than ranks, neighbouring ranks hold copies of one head.
+            holders = min(self.tp_size, weight.units or self.tp_size)
+            top = self.tp_rank * holders // self.tp_size * rows
+        return drawn[_span(top, rows, per[0]), _span(left, cols, per[1])]
 
-    def _rows_of(self, drawn: torch.Tensor, weight: Weight, rows: int) -> torch.Tensor:
-        if rows == len(drawn):
-            return drawn
-        # With fewer heads than ranks, neighbouring ranks hold copies of one head.
-        holders = min(self.tp_size, weight.units or self.tp_size)
-        start = self.tp_rank * holders // self.tp_size * rows
-        return drawn[start : start + rows]
-
-    def _draw(self, name: str, shape: tuple[int, int], dtype: torch.dtype, size: float = 1.0) -> torch.Tensor:
+    def draw(self, name: str, shape: tuple[int, int], dtype: torch.dtype, size: float = 1.0) -> torch.Tensor:
         """Draw a whole weight; what it returns holds until the next draw."""
         drawn = self._room(shape[0] * shape[1] * dtype.itemsize).view(dtype).view(shape)
-        return drawn.normal_(0.0, size, generator=self._generator(name))
+        return drawn.normal_(0.0, size, generator=self.generator(name))
+
+    def draw_bytes(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
+        """Draw bytes; what it returns holds until the next draw."""
+        return self._room(shape[0] * shape[1]).view(shape).random_(0, 256, generator=self.generator(name))
 
     def _room(self, size_bytes: int) -> torch.Tensor:
         import torch
@@ -133,19 +142,25 @@ class Shards:
         that segment which the allocator can neither use for the KV cache nor give back.
         """
         weights = [weight for kind in model.kinds for weight in kind.weights]
-        if self.tp_size > 1:
-            self._room(
-                max(
-                    _whole_rows(weight) * weight.cols * _dtype(weight).itemsize
-                    for weight in (*weights, model.embedding, model.head, *model.towers)
-                )
-            )
+        most = max(
+            self._drawn_bytes(weight) for weight in (*weights, model.embedding, model.head, *model.towers)
+        )
+        if most:
+            self._room(most)
+
+    def _drawn_bytes(self, weight: Weight) -> int:
+        """Return the room that a draw takes; a plain weight that is kept whole is drawn where it stays."""
+        elements, layout = whole_rows(weight) * weight.cols, layout_of(weight.storage)
+        if layout is None:
+            return elements * _dtype(weight).itemsize if self.tp_size > 1 else 0
+        return 2 * elements if layout.elements == "fp8" else elements // layout.packed
 
     def finish(self) -> None:
         """Give that room back."""
         self._scratch = None
 
-    def _generator(self, name: str) -> torch.Generator:
+    def generator(self, name: str) -> torch.Generator:
+        """Return what the values of a name follow from."""
         import torch
 
         return torch.Generator(device=self.device).manual_seed(self.seed << 32 | zlib.crc32(name.encode()))
@@ -177,25 +192,33 @@ def check_supported(model: ModelSpec) -> None:
                 f"plan and export it without"
             )
         for weight in layer.weights:
-            _check_weight(model, weight)
+            _check_weight(model, layer, weight)
+    _check_weight(model, model.kinds[0], model.head)
 
 
-def _check_weight(model: ModelSpec, weight: Weight) -> None:
-    if weight.storage.name not in _PLAIN:
+def _check_weight(model: ModelSpec, layer: LayerSpec, weight: Weight) -> None:
+    problem = layout_problem(model, layer, weight)
+    if problem is not None:
         raise ModelError(
-            f"verification lays out bfloat16, float16 and float32 weights, and {weight.name} of {model.name} "
-            f"is {weight.storage.name}; verify the unquantized model"
+            f"verification lays out 16 and 32 bit weights, fp8, int8, int4, mxfp4 and nvfp4, and {problem}; "
+            f"verify another checkpoint of the model"
         )
     if weight.name.endswith(("sinks", "sink_bias", "g_proj")) or (weight.part == "experts" and weight.bias):
         raise ModelError(f"verification cannot compute {weight.name} of {model.name}; plan it without")
 
 
-def _whole_rows(weight: Weight) -> int:
+def whole_rows(weight: Weight) -> int:
+    """Return the rows of a whole weight, a vocabulary's padding included."""
     return padded_vocab(weight.rows) if weight.shard == "vocab" else weight.rows
 
 
-def _dtype(weight: Weight) -> torch.dtype:
+def _span(start: int, size: int, per: int) -> slice:
+    return slice(start // per, -(-(start + size) // per)) if per else slice(None)
+
+
+def _dtype(weight: Weight, *, bias: bool = False) -> torch.dtype:
     import torch
 
-    dtype: torch.dtype = getattr(torch, weight.storage.name)
+    storage = (weight.bias_storage if bias else None) or weight.storage
+    dtype: torch.dtype = getattr(torch, storage.name)
     return dtype

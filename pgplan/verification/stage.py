@@ -6,6 +6,7 @@ that it is to be added to (``residual``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from pgplan.engines import find_engine
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 from pgplan.verification.attention import GroupedAttention
 from pgplan.verification.experts import Experts, Mlp
+from pgplan.verification.kv_cache import cache_dtype, fill_randomly
 from pgplan.verification.latent import LatentAttention
 from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
@@ -41,6 +43,8 @@ class Contents:
         head: Whether it holds an output head of its own.
         is_first: Whether tokens enter here.
         is_last: Whether tokens leave here.
+        kv_dtype: The dtype of the KV cache; ``"auto"``: the model's.
+        widens_latents: Whether a plain copy of quantized latent up-projections lies beside them.
     """
 
     layers: tuple[int, ...]
@@ -48,17 +52,25 @@ class Contents:
     head: bool
     is_first: bool
     is_last: bool
+    kv_dtype: str = "auto"
+    widens_latents: bool = False
 
     @classmethod
     def of(cls, plan: Plan, stage: int) -> Contents:
         """Read the contents of a stage off a plan and its engine's placement."""
-        placement = find_engine(plan.engine).placement(plan.model, pp_size=plan.pp_size)
+        engine = find_engine(plan.engine)
+        placement = engine.placement(plan.model, pp_size=plan.pp_size)
+        widens = any(
+            engine.derived_bytes(layer, tp_size=plan.tp_size, element_bytes=2) for layer in plan.model.kinds
+        )
         return cls(
             layers=tuple(range(plan.stages[stage].start, plan.stages[stage].stop)),
             embedding=placement.has_embedding(stage, plan.pp_size),
             head=placement.has_head(stage, plan.pp_size),
             is_first=stage == 0,
             is_last=stage == plan.pp_size - 1,
+            kv_dtype=plan.workload.kv_dtype,
+            widens_latents=widens,
         )
 
     @classmethod
@@ -148,6 +160,7 @@ class Stage:
 
         self.model, self.contents, self.device = model, contents, shards.device
         self.dtype: torch.dtype = getattr(torch, model.dtype)
+        self.cache_dtype = cache_dtype(contents.kv_dtype, model.dtype)
         self._reduce, self._gather, self._shards = reduce, gather, shards
         self._rotaries: dict[tuple[int, float], Rotary] = {}
         shards.begin(model)
@@ -155,6 +168,9 @@ class Stage:
             Layer(model.layers[index], shards, f"layer {index}", self._rotary(model.layers[index]), reduce)
             for index in contents.layers
         ]
+        for layer in self.layers if contents.widens_latents else ():
+            if isinstance(layer.attention, LatentAttention):
+                layer.attention.widen(self.dtype)
         self.embedding = shards.matrix("model", model.embedding) if contents.embedding else None
         self.head = self._make_head(shards)
         self._final_norms = (
@@ -197,7 +213,7 @@ class Stage:
     def cache_elements(self, *, rows: int, tokens: int) -> int:
         """Count the elements that ``make_cache`` takes from the pool."""
         return sum(
-            rows * _product(shape) for layer in self.layers for shape in layer.attention.cache_shapes(tokens)
+            rows * math.prod(shape) for layer in self.layers for shape in layer.attention.cache_shapes(tokens)
         )
 
     def make_cache(self, pool: torch.Tensor, *, rows: int, tokens: int) -> list[list[torch.Tensor]]:
@@ -209,11 +225,11 @@ class Stage:
         for layer in self.layers:
             tensors = []
             for shape in layer.attention.cache_shapes(tokens):
-                count = rows * _product(shape)
+                count = rows * math.prod(shape)
                 tensors.append(pool[used : used + count].view(rows, *shape))
                 used += count
             caches.append(tensors)
-        pool[:used].normal_()
+        fill_randomly(pool[:used], self.dtype)
         return caches
 
     # --- a forward pass -------------------------------------------------------------------------------
@@ -282,10 +298,3 @@ def _tower(shards: Shards, place: str, weight: Weight) -> list[torch.Tensor]:
     tensor = shards.matrix(place, weight) if weight.is_matrix else shards.vector(place, weight)
     bias = shards.bias(place, weight)
     return [tensor] if bias is None else [tensor, bias]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
