@@ -299,7 +299,7 @@ def test_a_configuration_can_be_uploaded(planner):
 def test_what_takes_long_can_be_cancelled(planner, monkeypatch):
     monkeypatch.setattr(background, "PATIENCE_S", 0.01)
     go_on = threading.Event()
-    monkeypatch.setattr("pgplan.widgets.planner.study", lambda *_: go_on.wait(60.0))
+    monkeypatch.setattr("pgplan.widgets.answers.study", lambda *_: go_on.wait(60.0))
     shown = planner.plan, planner.board.picture.value
     planner.controls["pp"].value = 8
     assert planner.board._waiting.layout.display == ""

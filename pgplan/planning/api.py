@@ -74,9 +74,10 @@ def plan(
     return _with_advice(costing, result) if with_advice else result
 
 
-def advised(plan: Plan) -> Plan:
+def advised(plan: Plan, *, calibration: Calibration | None = None) -> Plan:
     """Return a plan that was made without advice with it: what would fit where it does not."""
-    return _with_advice(costing_for(plan.model, plan.cluster, plan.workload, plan.engine), plan)
+    costing = costing_for(plan.model, plan.cluster, plan.workload, plan.engine, calibration=calibration)
+    return _with_advice(costing, plan)
 
 
 def _given_split(costing: Costing, split: str | Sequence[int | None]) -> tuple[int | None, ...] | None:

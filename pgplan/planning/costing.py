@@ -289,15 +289,27 @@ def costing_for(
     *,
     calibration: Calibration | None = None,
 ) -> Costing:
-    """Return a ``Costing``, an earlier one where nothing but the split has changed since.
+    """Return a ``Costing``, an earlier one where nothing but the split has changed since."""
+    if isinstance(engine, str):
+        # A plan names its engine with the version; who asks for it may not.
+        label = find_engine(engine).label
+        return _costing_for(model, cluster, workload, label, _Same(calibration))
+    return Costing(model, cluster, workload, engine, calibration=calibration)
 
-    One with a calibration is made anew: it notes what the calibration does not reach while it is asked.
-    """
-    if calibration is None and isinstance(engine, str):
-        return _costing_for(model, cluster, workload, engine)
-    return Costing(model, cluster, workload, find_engine(engine), calibration=calibration)
+
+class _Same:
+    """Let a calibration be looked up: equal is only the very same one, as comparing its tables takes long."""
+
+    def __init__(self, calibration: Calibration | None) -> None:
+        self.calibration = calibration
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.calibration is other.calibration
+
+    def __hash__(self) -> int:
+        return id(self.calibration)
 
 
 @lru_cache(maxsize=4)
-def _costing_for(model: ModelSpec, cluster: Cluster, workload: Workload, engine: str) -> Costing:
-    return Costing(model, cluster, workload, find_engine(engine))
+def _costing_for(model: ModelSpec, cluster: Cluster, workload: Workload, engine: str, same: _Same) -> Costing:
+    return Costing(model, cluster, workload, find_engine(engine), calibration=same.calibration)

@@ -60,7 +60,7 @@ def evaluate(
         notes=(
             *(() if problems else _flow_notes(costing, outcome)),
             *(() if problems else _headroom_notes(stages)),
-            *_calibration_notes(costing, stages),
+            *_calibration_notes(costing, outcome, stages),
             *_accuracy_notes(costing, decode_flow),
             *costing.engine.notes(costing.model, pp_size=costing.cluster.pp_size),
             *_draft_notes(costing),
@@ -227,7 +227,7 @@ def _headroom_notes(stages: tuple[StagePlan, ...]) -> tuple[str, ...]:
     return ()
 
 
-def _calibration_notes(costing: Costing, stages: tuple[StagePlan, ...]) -> tuple[str, ...]:
+def _calibration_notes(costing: Costing, outcome: Outcome, stages: tuple[StagePlan, ...]) -> tuple[str, ...]:
     """Say what the times rest on, where they rest on measurements, and where those did not reach."""
     if costing.calibration is None:
         return ()
@@ -239,7 +239,7 @@ def _calibration_notes(costing: Costing, stages: tuple[StagePlan, ...]) -> tuple
         for trust, which in alike.items()
     )
     notes = [f"times rest on {costing.calibration.source}: {tiers}"]
-    weaker = dict.fromkeys(note for pricer in costing.pricers.values() for note in pricer.notes)
+    weaker = dict.fromkeys((*outcome.prefill.notes, *outcome.decode.notes))
     return (*notes, *(f"not measured, so estimated: {note}" for note in weaker))
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
-from pgplan.engines import find_engine
 from pgplan.errors import PgplanError
-from pgplan.hardware import Cluster
-from pgplan.model.spec import ModelSpec
-from pgplan.planning.costing import costing_for
+from pgplan.hardware import Calibration
+from pgplan.planning.costing import Costing, costing_for
 from pgplan.planning.outcome import Outcome, weigh
 from pgplan.planning.record import Plan, split_ranges
-from pgplan.workload import Workload
 
 # A gain below this is within the last digits of the sums.
 _LEAST_GAIN = 1e-3
@@ -37,7 +33,9 @@ class Move:
     gain: float
 
 
-def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
+def best_move(
+    plan: Plan, *, pinned: Collection[int] = (), calibration: Calibration | None = None
+) -> Move | None:
     """Return the move of one layer off the bottleneck that helps most; ``None``: none helps.
 
     Only a move that takes a layer from the stage that holds the plan back can help: to a neighbour, or to
@@ -51,7 +49,7 @@ def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
     """
     if plan.pp_size == 1 or plan.bottleneck.stage in pinned:
         return None
-    costing = costing_for(plan.model, plan.cluster, plan.workload, plan.engine)
+    costing = costing_for(plan.model, plan.cluster, plan.workload, plan.engine, calibration=calibration)
     quantity = plan.bottleneck.resource
     now = worth(plan, quantity)
     found: Move | None = None
@@ -65,19 +63,19 @@ def best_move(plan: Plan, *, pinned: Collection[int] = ()) -> Move | None:
     return found
 
 
-def own_split(plan: Plan) -> Outcome | None:
+def own_split(plan: Plan, *, calibration: Calibration | None = None) -> Outcome | None:
     """Return what the engine's own split amounts to; ``None``: it has none that can run."""
-    return _own_split(plan.model, plan.cluster, plan.workload, plan.engine)
+    costing = costing_for(plan.model, plan.cluster, plan.workload, plan.engine, calibration=calibration)
+    # While cuts are dragged, all but the split stays the same.
+    return costing.kept("own split", lambda: _own_split(costing))
 
 
-# While cuts are dragged, all but the split stays the same.
-@lru_cache(maxsize=4)
-def _own_split(model: ModelSpec, cluster: Cluster, workload: Workload, engine: str) -> Outcome | None:
+def _own_split(costing: Costing) -> Outcome | None:
     try:
-        split = find_engine(engine).default_split(model.num_layers, cluster.pp_size)
+        split = costing.engine.default_split(costing.model.num_layers, costing.cluster.pp_size)
     except PgplanError:
         return None
-    return weigh(costing_for(model, cluster, workload, engine), split) if min(split) >= 1 else None
+    return weigh(costing, split) if min(split) >= 1 else None
 
 
 def worth(plan: Plan, quantity: str) -> float:

@@ -28,6 +28,7 @@ class PhaseTimes:
         first: Per device, the price of the embedding.
         last: Per device, that of final norm, head and sampler.
         handoff_s: Per stage, seconds of the hand-off to the next; 0 for the last.
+        notes: What was priced at a weaker tier than the calibration could give, and why.
     """
 
     batch: Batch
@@ -36,6 +37,7 @@ class PhaseTimes:
     first: dict[GPU, Price]
     last: dict[GPU, Price]
     handoff_s: tuple[float, ...]
+    notes: tuple[str, ...]
 
     @property
     def layer_parts(self) -> dict[GPU, tuple[Parts, ...]]:
@@ -57,6 +59,8 @@ def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], b
     """Price one microbatch on every device."""
     message = batch.tokens * model.hidden_size * batch.element_bytes
     kinds = range(len(model.kinds))
+    for pricer in pricers.values():
+        pricer.notes.clear()
     layers = {
         gpu: tuple(_layer_price(pricer, kind, batch, message) for kind in kinds)
         for gpu, pricer in pricers.items()
@@ -72,15 +76,18 @@ def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], b
         )
         for stage in range(cluster.pp_size - 1)
     )
+    first = {gpu: _exact(pricer.embedding(batch)) for gpu, pricer in pricers.items()}
+    last = {gpu: _exact(pricer.head(batch)) for gpu, pricer in pricers.items()}
     return PhaseTimes(
         batch=batch,
         layers=layers,
         layer_sums={
             gpu: sums([price.seconds for price in prices], model.pattern) for gpu, prices in layers.items()
         },
-        first={gpu: _exact(pricer.embedding(batch)) for gpu, pricer in pricers.items()},
-        last={gpu: _exact(pricer.head(batch)) for gpu, pricer in pricers.items()},
+        first=first,
+        last=last,
         handoff_s=(*hops, 0.0),
+        notes=tuple(dict.fromkeys(note for pricer in pricers.values() for note in pricer.notes)),
     )
 
 

@@ -143,7 +143,8 @@ class Board:
         if self.ruler is not None:
             before, self._is_drawing = self._is_drawing, True
             try:
-                self.ruler.show(ruler_state(scene.plan, pinned=scene.choice.pinned))
+                choice = scene.choice
+                self.ruler.show(ruler_state(scene.plan, pinned=choice.pinned, calibration=choice.calibration))
             finally:
                 self._is_drawing = before
 

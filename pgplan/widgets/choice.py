@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pgplan.errors import ModelError
-from pgplan.hardware import GPU, Cluster, Link, find_gpu
+from pgplan.errors import CalibrationError, ModelError
+from pgplan.hardware import GPU, Calibration, Cluster, Link, find_gpu
 from pgplan.model import load_model
 from pgplan.model.spec import ModelSpec
 from pgplan.planning import Objective, Plan, plan
 from pgplan.split import format_split
+from pgplan.widgets.basis import DATA_SHEET, Basis, offered
 from pgplan.workload import Workload
 
 _LARGEST_TP = 64
@@ -89,6 +90,7 @@ class Choice:
         link: What joins the stages; ``None``: what the devices have.
         engine, objective, split, workload: As ``pgplan.plan`` takes them; the split as text.
         pinned: Stages whose layers stay when the others are balanced.
+        basis: What times rest on.
     """
 
     source: Source
@@ -103,6 +105,7 @@ class Choice:
     split: str
     pinned: tuple[int, ...] = ()
     workload: Workload
+    basis: Basis = DATA_SHEET
 
     @property
     def pp_size(self) -> int:
@@ -124,6 +127,11 @@ class Choice:
     def cluster(self) -> Cluster:
         """Return the devices as a cluster."""
         return Cluster(gpus=self.gpus, tp_size=self.tp_size, link=self.link)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return what was measured on such devices, if times rest on it."""
+        return self.basis.calibration
 
     @property
     def tp_sizes(self) -> tuple[int, ...]:
@@ -151,12 +159,13 @@ class Choice:
             engine=self.engine,
             split=self.split,
             objective=self.objective,
+            calibration=self.calibration,
             with_advice=with_advice,
         )
 
     @classmethod
-    def from_plan(cls, plan: Plan) -> Choice:
-        """Return a choice that gives ``plan`` again."""
+    def from_plan(cls, plan: Plan, *, basis: Basis = DATA_SHEET) -> Choice:
+        """Return a choice that gives ``plan`` again, if its times rest on ``basis``."""
         base = _whole(plan.model)
         return cls(
             source=base,
@@ -169,6 +178,7 @@ class Choice:
             objective=plan.objective or "decode",
             split=_split_text(plan),
             workload=plan.workload,
+            basis=basis,
         )
 
 
@@ -179,6 +189,7 @@ def first_choice(
     engine: str,
     split: str,
     objective: Objective,
+    calibration: Calibration | str | Path | None,
 ) -> Choice:
     """Return what a planner opens with; without a cluster four H200s, or as many as there are layers."""
     if isinstance(model, ModelSpec):
@@ -198,6 +209,7 @@ def first_choice(
         objective=objective,
         split=split,
         workload=workload,
+        basis=Basis.of(calibration),
     )
 
 
@@ -205,8 +217,17 @@ def first_choice(
 class Known:
     """Hold what the user brought along, which no table knows by name."""
 
-    models: Mapping[str, Source]
-    gpus: Mapping[str, GPU]
+    models: Mapping[str, Source] = field(default_factory=dict)
+    gpus: Mapping[str, GPU] = field(default_factory=dict)
+    bases: Mapping[str, Basis] = field(default_factory=dict)
+
+    def plus(self, choice: Choice) -> Known:
+        """Return what is known once ``choice`` was made."""
+        return Known(
+            models={choice.base.name: choice.source, **self.models},
+            gpus={**self.gpus, **{gpu.name: gpu for gpu in choice.gpus}},
+            bases={**self.bases, choice.basis.label: choice.basis},
+        )
 
     def source(self, name: str) -> Source:
         """Return a model by its name, or load it; a configuration is told by its brace."""
@@ -217,6 +238,19 @@ class Known:
     def gpu(self, name: str) -> GPU:
         """Return a device by its name."""
         return self.gpus[name] if name in self.gpus else find_gpu(name)
+
+    def basis(self, label: str, gpus: tuple[GPU, ...]) -> Basis:
+        """Return what times on these devices shall rest on.
+
+        Raises:
+            CalibrationError: If that is none of what can be chosen for them.
+        """
+        found = {basis.label: basis for basis in offered(gpus, self.bases.values())}
+        if label not in found:
+            raise CalibrationError(
+                f"times here rest on {' or on '.join(found)}, but {label!r} is asked for; choose one of them"
+            )
+        return found[label]
 
 
 # Every edit asks for them, few change the model.

@@ -13,12 +13,15 @@ from pgplan.workload import Workload
 
 # Where a model is read from that nothing but the plan itself holds.
 PLAN_FILE = "plan.json"
+# The same for a calibration that is only an object.
+CALIBRATION_FILE = "calibration.json"
 
 
 def plan_code(choice: Choice) -> str:
     """Return Python that makes the plan of ``choice`` again.
 
-    A model that was brought along as an object is read back from the saved plan.
+    A model that was brought along as an object is read back from the saved plan, and a calibration from where
+    the code says that it must be saved.
 
     >>> from pgplan import Cluster, plan
     >>> made = plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="17,15")
@@ -36,7 +39,9 @@ def plan_code(choice: Choice) -> str:
     workload = _workload(choice.workload)
     if workload:
         given = f", workload=workload{given}"
-    lines = [*_model(choice), _cluster(choice), *workload, f"plan = pg.plan(model, cluster{given})"]
+    remark, calibration = _calibration(choice)
+    call = f"plan = pg.plan(model, cluster{given}{calibration})"
+    lines = [*_model(choice), _cluster(choice), *workload, *remark, call]
     needs_path = any(line.startswith("model = pg.Plan") for line in lines)
     head = ["from pathlib import Path", ""] if needs_path else []
     return "\n".join([*head, "import pgplan as pg", "", *lines])
@@ -68,6 +73,17 @@ def _cluster(choice: Choice) -> str:
         gpu = _gpu(choice.gpus[0])
         return f"cluster = pg.Cluster.uniform({gpu}, pp_size={choice.pp_size}{tp}{link})"
     return f"cluster = pg.Cluster.mixed([{', '.join(map(_gpu, choice.gpus))}]{tp}{link})"
+
+
+def _calibration(choice: Choice) -> tuple[list[str], str]:
+    """Return a remark on the calibration, where it needs one, and how the plan is told of it."""
+    calibration, argument = choice.calibration, choice.basis.argument
+    if calibration is None:
+        return [], ""
+    if argument is not None:
+        return [], f", calibration={argument!r}"
+    remark = f"# Its calibration, of {calibration.source}, is written by its own save({CALIBRATION_FILE!r})."
+    return [remark], f", calibration={CALIBRATION_FILE!r}"
 
 
 def _gpu(gpu: GPU) -> str:

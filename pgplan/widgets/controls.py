@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import ipywidgets as W
 
 from pgplan.engines import engine_names
-from pgplan.hardware import GPU, gpu_names
+from pgplan.hardware import gpu_names
 from pgplan.model import catalogue_names
 from pgplan.planning import OBJECTIVES, Plan
+from pgplan.widgets.basis import DATA_SHEET, Basis, offered
 from pgplan.widgets.choice import DTYPES, Choice
 from pgplan.widgets.style import column, html, row
 
@@ -22,7 +23,7 @@ _HALF = "49%"
 _GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "model": (("model",), ("layers",), ("dtype", "kv_dtype")),
     "own": (("path",), ("config",), ("upload",)),
-    "cluster": (("gpu",), ("gpus",), ("pp",), ("tp", "memory_utilization")),
+    "cluster": (("gpu",), ("times",), ("gpus",), ("pp",), ("tp", "memory_utilization")),
     "engine": (("engine", "objective"),),
     "workload": (
         ("prompt_tokens", "output_tokens"),
@@ -65,7 +66,14 @@ class Controls:
         return column(*lines, self.messages[group])
 
     def sync(
-        self, choice: Choice, plan: Plan, *, models: tuple[str, ...], gpus: Mapping[str, GPU], split: str
+        self,
+        choice: Choice,
+        plan: Plan,
+        *,
+        models: Iterable[str],
+        gpus: Iterable[str],
+        bases: Iterable[Basis],
+        split: str,
     ) -> None:
         """Let every control say what the plan was made from, and offer only what can be.
 
@@ -74,11 +82,14 @@ class Controls:
             plan: What followed, the engine's own limits among it.
             models: The models that the user brought along.
             gpus: The devices that the user brought along.
+            bases: The calibrations that the user brought along.
             split: What stands in the split's field, which may be a split that nobody could use yet.
         """
         by_name, load = self.by_name, choice.workload
         _offer(by_name["model"], self._model_names, models, choice.base.name)
         _offer(by_name["gpu"], self._gpu_names, (*gpus, choice.gpu_text), choice.gpu_text)
+        times = [basis.label for basis in offered(choice.gpus, bases)]
+        _offer(by_name["times"], tuple(times), (), choice.basis.label)
         _offer(by_name["engine"], engine_names(), (choice.engine,), choice.engine)
         _offer(by_name["tp"], choice.tp_sizes, (), choice.tp_size)
         for field in ("path", "config"):
@@ -136,6 +147,9 @@ def _make_controls() -> dict[str, W.Widget]:
         ),
         "upload": upload,
         "gpu": W.Dropdown(**common("GPU", "The device of every stage", options=gpu_names())),
+        "times": W.Dropdown(
+            **common("times", "What times rest on: data sheet or calibration", options=(DATA_SHEET.label,))
+        ),
         "gpus": text("per stage", "One device per stage, by name", "H200, H200, L40S, L40S"),
         "pp": W.IntSlider(**common("pp_size", "Pipeline stages", min=1, max=_MOST_LAYERS)),
         "tp": W.Dropdown(**common("tp_size", "Ranks that share a stage", half=True, options=(1,))),
@@ -164,7 +178,7 @@ def _make_controls() -> dict[str, W.Widget]:
     }
 
 
-def _offer(control: W.Widget, table: tuple[Any, ...], own: tuple[Any, ...], value: Any) -> None:
+def _offer(control: W.Widget, table: tuple[Any, ...], own: Iterable[Any], value: Any) -> None:
     """Let a dropdown offer its table and what the user brought along, and choose ``value``."""
     options = (*table, *dict.fromkeys(item for item in own if item not in table))
     if control.options != options:

@@ -14,6 +14,7 @@ from typing import Any
 from pgplan.errors import HardwareError, SplitError, WorkloadError
 from pgplan.hardware import GPU
 from pgplan.split import format_split, parse_split
+from pgplan.widgets.basis import DATA_SHEET
 from pgplan.widgets.choice import Choice, Known
 from pgplan.workload import Workload
 
@@ -84,6 +85,10 @@ def _gpu(choice: Choice, value: Any, known: Known, shown: tuple[int, ...]) -> Ch
     return replace(choice, gpus=devices * choice.pp_size if len(devices) == 1 else devices)
 
 
+def _times(choice: Choice, value: Any, known: Known, shown: tuple[int, ...]) -> Choice:
+    return replace(choice, basis=known.basis(str(value), choice.gpus))
+
+
 def _engine(choice: Choice, value: Any, known: Known, shown: tuple[int, ...]) -> Choice:
     return replace(choice, engine=value)
 
@@ -136,6 +141,7 @@ _EDITS: dict[str, Callable[[Choice, Any, Known, tuple[int, ...]], Choice]] = {
     "pp": _pp,
     "tp": _tp,
     "gpu": _gpu,
+    "times": _times,
     "engine": _engine,
     "objective": _objective,
     "split": _split,
@@ -236,6 +242,9 @@ def _settle(choice: Choice, *, keep_split: bool) -> tuple[Choice, list[str]]:
         size = max(size for size in choice.tp_sizes if size <= choice.tp_size)
         moves.append(f"tp_size {choice.tp_size} → {size}: it must divide the heads of {choice.base.name}")
         choice = replace(choice, tp_size=size)
+    if not choice.basis.fits(choice.gpus):
+        moves.append(f"times {choice.basis.label} → {DATA_SHEET.label}: no stage is such a device")
+        choice = replace(choice, basis=DATA_SHEET)
     if not keep_split and choice.split.strip() not in ("auto", "default"):
         try:
             parse_split(choice.split, num_layers=choice.num_layers, pp_size=choice.pp_size)

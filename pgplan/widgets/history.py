@@ -22,10 +22,12 @@ class Entry:
     Args:
         choice: What was chosen.
         given: The plan that was assigned rather than made; ``None``: the choice makes it again.
+        caveat: What must be said of the first change that is made to it.
     """
 
     choice: Choice
     given: Plan | None = None
+    caveat: str = ""
 
 
 class History:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,21 @@ import ipywidgets as W
 import traitlets
 
 from pgplan.errors import PgplanError
-from pgplan.hardware import Cluster
+from pgplan.hardware import Calibration, Cluster
 from pgplan.model.spec import ModelSpec
 from pgplan.planning import Objective, Plan
-from pgplan.planning.api import advised
 from pgplan.verification import Verification
 from pgplan.view import plan_html
+from pgplan.widgets.answers import Answer, answer, recognised, with_advice
 from pgplan.widgets.background import Background
 from pgplan.widgets.board import Board
-from pgplan.widgets.choice import Choice, Known, Source, first_choice
+from pgplan.widgets.choice import Choice, Known, first_choice
 from pgplan.widgets.controls import GROUP_OF, Controls
 from pgplan.widgets.edits import edit
 from pgplan.widgets.files import text_of
 from pgplan.widgets.history import Entry, History
 from pgplan.widgets.rest import Rest, is_page_asking
-from pgplan.widgets.scene import Scene, planned, study
+from pgplan.widgets.scene import Scene, study
 from pgplan.widgets.snapshot import Snapshot
 from pgplan.widgets.style import STYLE_SHEET, column, html, parts_of, told
 from pgplan.workload import Workload
@@ -41,16 +41,6 @@ from pgplan.workload import Workload
 _REST_S = 0.12
 # Controls that say the same as another one.
 _SAME = {"path": "model", "config": "model", "gpus": "gpu"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    """Hold what an edit led to."""
-
-    scene: Scene
-    moves: tuple[str, ...] = ()
-    field: str = ""
-    unread_split: str = ""
 
 
 class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -63,6 +53,8 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         engine: Who runs it.
         split: ``"auto"``, ``"default"``, or layer counts as text, with ``*`` for free stages.
         objective: What ``"auto"`` and free stages are chosen for.
+        calibration: What times rest on: what was measured on such a GPU, the file it was saved in, or the
+            name of a GPU for the one that ships with pgplan. ``None``: the data sheet.
 
     Attributes:
         controls: The controls by name; setting one's ``value`` is what a user does.
@@ -95,14 +87,14 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         engine: str = "vllm",
         split: str = "auto",
         objective: Objective = "decode",
+        calibration: Calibration | str | Path | None = None,
     ) -> None:
-        choice = first_choice(model, cluster, workload or Workload(), engine, split, objective)
+        choice = first_choice(model, cluster, workload or Workload(), engine, split, objective, calibration)
         first = study(choice, choice.plan(with_advice=False))
         self._scene = first
         self._history = History(Entry(choice=choice))
         self._first = choice
-        self._models: dict[str, Source] = {}
-        self._gpus = {gpu.name: gpu for gpu in choice.gpus}
+        self._known = Known().plus(choice)
         self._is_syncing = False
         self._unread_split = ""
         self._controls = Controls()
@@ -117,7 +109,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         )
         self._rest = Rest(self._complete, after_s=_REST_S)
         self._snapshot = Snapshot(lambda: plan_html(self.plan))
-        self._work = Background[_Answer](show=self._answered, fail=self._failed, wait=self.board.wait)
+        self._work = Background[Answer](show=self._answered, fail=self._failed, wait=self.board.wait)
         self._asked = self._typed = ""
         super().__init__(
             children=[
@@ -129,12 +121,12 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         )
         self.add_class("pgplan-planner")
         self._is_made = True
-        self._answered(_Answer(scene=first))
+        self._answered(Answer(scene=first))
         for field, control in self.controls.items():
             control.observe(lambda change, field=field: self._edited(field, change["new"]), names="value")
         self.observe(lambda change: self._assigned(change["new"]), names="plan")
         if not first.plan.fits:
-            self._work.run(lambda _: _Answer(scene=replace(first, plan=advised(first.plan))))
+            self._work.run(lambda _: Answer(scene=with_advice(first)))
 
     # --- what users may call --------------------------------------------------------------------------
 
@@ -219,7 +211,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         if field == "split":
             self._unread_split = ""
         choice, shown, name = self._scene.choice, self.plan.split, _SAME.get(field, field)
-        known = Known(models=dict(self._models), gpus=dict(self._gpus))
+        known = self._known
         self._run(field, lambda: edit(choice, name, value, known, shown=shown), value=value)
 
     def _uploaded(self, uploads: Any) -> None:
@@ -242,25 +234,9 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         if field == "split":
             self._typed = str(value)
         unread, can_wait = self._unread_split, is_page_asking()
-
-        def work(tell: Callable[[_Answer], None]) -> _Answer:
-            choice, moves = make()
-            choice, plan, left = planned(choice, unread)
-            answer = _Answer(
-                scene=Scene(choice=choice, plan=plan, is_studied=False),
-                moves=moves,
-                field=field,
-                unread_split=left,
-            )
-            if plan.fits and can_wait:
-                return answer
-            answer = replace(answer, scene=study(choice, plan))
-            if plan.fits:
-                return answer
-            tell(answer)
-            return replace(answer, scene=replace(answer.scene, plan=advised(plan)))
-
-        self._work.run(work)
+        self._work.run(
+            lambda tell: answer(make, field=field, unread_split=unread, can_wait=can_wait, tell=tell)
+        )
 
     def _complete(self) -> None:
         """Add what was put off until the user rests: what helps, then the rest of the board."""
@@ -269,20 +245,22 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         else:
             scene = self._scene
             self._asked = "rest"
-            self._work.run(lambda _: _Answer(scene=study(scene.choice, scene.plan), field="rest"))
+            self._work.run(lambda _: Answer(scene=study(scene.choice, scene.plan), field="rest"))
 
-    def _answered(self, answer: _Answer) -> None:
+    def _answered(self, found: Answer) -> None:
         """Show what an edit led to, and remember it."""
-        scene = answer.scene
-        if answer.field == "rest":
+        scene, moves = found.scene, found.moves
+        if found.field == "rest":
             self._scene = replace(scene, reference=self._scene.reference, proof=self._scene.proof)
             self.board.complete(self._scene)
             return
-        self._unread_split = answer.unread_split
-        self._models.setdefault(scene.choice.base.name, scene.choice.source)
-        if answer.field not in ("", "history"):
-            self._history.push(Entry(choice=scene.choice), field=answer.field)
-        self._show(replace(scene, reference=self._scene.reference), words=". ".join(answer.moves))
+        self._unread_split = found.unread_split
+        self._known = self._known.plus(scene.choice)
+        if found.field not in ("", "history"):
+            self._history.push(Entry(choice=scene.choice), field=found.field)
+            before = self._history.before
+            moves += (before.caveat,) if before is not None and before.caveat else ()
+        self._show(replace(scene, reference=self._scene.reference), words=". ".join(moves))
 
     def _failed(self, error: Exception) -> None:
         """Tell what is wrong beside its control; the picture stays."""
@@ -298,7 +276,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         entry = self._history.present
         self._unread_split = ""
         if entry.given is not None:
-            self._answered(_Answer(scene=study(entry.choice, entry.given)))
+            self._answered(Answer(scene=study(entry.choice, entry.given)))
         else:
             self._run("history", lambda: (entry.choice, ()))
 
@@ -307,11 +285,11 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         if self._is_syncing:
             return
         self._work.cancel()
-        choice = Choice.from_plan(plan)
-        self._models.setdefault(plan.model.name, choice.source)
-        self._gpus.update({gpu.name: gpu for gpu in plan.cluster.gpus})
+        now, brought = self._scene.choice.basis, self._known.bases.values()
+        choice, caveat = recognised(plan, now=now, brought=brought)
+        self._known = self._known.plus(choice)
         self._unread_split = ""
-        self._history.push(Entry(choice=choice, given=plan), field="plan")
+        self._history.push(Entry(choice=choice, given=plan, caveat=caveat), field="plan")
         self._show(replace(study(choice, plan), reference=self._scene.reference))
 
     def _proven(self, record: Verification, plan: Plan) -> None:
@@ -331,8 +309,9 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
             self._controls.sync(
                 scene.choice,
                 scene.plan,
-                models=tuple(self._models),
-                gpus=self._gpus,
+                models=self._known.models,
+                gpus=self._known.gpus,
+                bases=self._known.bases.values(),
                 split=self._unread_split or scene.choice.split,
             )
             if not self._unread_split:

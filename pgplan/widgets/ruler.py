@@ -7,18 +7,16 @@ the kernel. Where anywidget is missing there is no ruler, and the planner's othe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from pgplan.hardware import Cluster
-from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec
+from pgplan.hardware import Calibration
+from pgplan.model.spec import AttentionSpec, LayerSpec
 from pgplan.planning import Plan
-from pgplan.planning.costing import costing_for
+from pgplan.planning.costing import Costing, costing_for
 from pgplan.planning.record import StagePlan
 from pgplan.view.numbers import duration, gib, milliseconds, times
 from pgplan.view.picture import PARTS
-from pgplan.workload import Workload
 
 if TYPE_CHECKING:
     from pgplan.widgets.ruler_widget import Ruler
@@ -47,12 +45,15 @@ _Cost = tuple[int, float]
 """Bytes on one rank, and seconds."""
 
 
-def ruler_state(plan: Plan, *, pinned: Collection[int] = ()) -> dict[str, Any]:
+def ruler_state(
+    plan: Plan, *, pinned: Collection[int] = (), calibration: Calibration | None = None
+) -> dict[str, Any]:
     """Return what the ruler shows of a plan, as data that JSON can carry.
 
     Args:
         plan: The plan.
         pinned: Stages whose number of layers "auto" must keep; those that the plan lacks are left out.
+        calibration: What the plan's times rest on.
 
     Returns:
         ``cells``: of each layer in model order, its index in ``kinds``; ``kinds``: label, look and words of
@@ -71,7 +72,8 @@ def ruler_state(plan: Plan, *, pinned: Collection[int] = ()) -> dict[str, Any]:
     """
     phase = "prefill" if plan.objective == "prefill" else "decode"
     batch = plan.prefill_tokens if phase == "prefill" else plan.decode_batch
-    layers, ends = _costs(plan.model, plan.cluster, plan.workload, plan.engine, phase, batch)
+    costing = costing_for(plan.model, plan.cluster, plan.workload, plan.engine, calibration=calibration)
+    layers, ends = costing.kept(("ruler", phase, batch), lambda: _costs(costing, phase, batch))
     kinds = [
         _layer_kind(spec, cost, phase=phase) for spec, cost in zip(plan.model.kinds, layers, strict=True)
     ]
@@ -117,14 +119,11 @@ def make_ruler() -> Ruler | None:
     return Ruler(layout={"width": "100%"})
 
 
-@lru_cache(maxsize=8)
-def _costs(
-    model: ModelSpec, cluster: Cluster, workload: Workload, engine: str, phase: str, batch: int
-) -> tuple[tuple[_Cost, ...], tuple[float, float]]:
+def _costs(costing: Costing, phase: str, batch: int) -> tuple[tuple[_Cost, ...], tuple[float, float]]:
     """Return what each kind of layer costs, and the seconds of embedding and head."""
-    costing = costing_for(model, cluster, workload, engine)
+    model = costing.model
     phase_times = costing.prefill_times() if phase == "prefill" else costing.decode_times(batch)
-    gpu = cluster.gpus[0]
+    gpu = costing.cluster.gpus[0]
     seconds = [sum(part_s for _, part_s in parts) for parts in phase_times.layer_parts[gpu]]
     first = {kind: model.pattern.index(kind) for kind in set(model.pattern)}
     layers = tuple(

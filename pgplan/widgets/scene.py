@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Protocol
 
@@ -11,10 +10,8 @@ import ipywidgets as W
 
 from pgplan.engines import find_engine
 from pgplan.errors import PgplanError
-from pgplan.hardware import Cluster
-from pgplan.model.spec import ModelSpec
-from pgplan.planning import Objective, Plan
-from pgplan.planning import plan as make_plan
+from pgplan.planning import Plan
+from pgplan.planning.costing import costing_for
 from pgplan.planning.moving import Move, best_move, own_split, worth
 from pgplan.planning.outcome import Outcome
 from pgplan.split import format_split
@@ -24,7 +21,6 @@ from pgplan.view.numbers import change, gib, share
 from pgplan.view.sentences import plan_sentence, plan_summary
 from pgplan.widgets.choice import Choice, Known
 from pgplan.widgets.edits import edit
-from pgplan.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +63,10 @@ def study(choice: Choice, plan: Plan) -> Scene:
     A split that was searched has no better move: the search has proven it. Where no single move helps a
     given one, because several stages are equally slow, the search is asked.
     """
-    own = own_split(plan)
+    own = own_split(plan, calibration=choice.calibration)
     if choice.is_searched and plan.fits:
         return Scene(choice=choice, plan=plan, own=own)
-    move = best_move(plan, pinned=choice.pinned)
+    move = best_move(plan, pinned=choice.pinned, calibration=choice.calibration)
     best = _balanced(choice, plan) if move is None and plan.pp_size > 1 and plan.fits else None
     return Scene(choice=choice, plan=plan, own=own, move=move, best=best)
 
@@ -78,7 +74,7 @@ def study(choice: Choice, plan: Plan) -> Scene:
 def planned(choice: Choice, unread_split: str) -> tuple[Choice, Plan, str]:
     """Plan, with the split that could not be used before if it can be used now."""
     if unread_split:
-        waiting, _ = edit(choice, "split", unread_split, Known(models={}, gpus={}))
+        waiting, _ = edit(choice, "split", unread_split, Known())
         try:
             return waiting, waiting.plan(with_advice=False), ""
         except PgplanError:
@@ -92,28 +88,17 @@ def _balanced(choice: Choice, plan: Plan) -> Plan | None:
     if None not in pins:
         return None
     split = format_split(pins) if choice.pinned else "auto"
+    costing = costing_for(
+        plan.model, plan.cluster, plan.workload, plan.engine, calibration=choice.calibration
+    )
+    searched = replace(choice, split=split, engine=plan.engine)
     try:
-        found = _searched(plan.model, plan.cluster, plan.workload, plan.engine, choice.objective, split)
+        # While cuts are dragged, the best split stays the same.
+        found = costing.kept(("auto", choice.objective, split), lambda: searched.plan(with_advice=False))
     except PgplanError:
         return None
     quantity = plan.bottleneck.resource
     return found if worth(found, quantity) > worth(plan, quantity) * 1.001 else None
-
-
-# While cuts are dragged, the best split stays the same.
-@lru_cache(maxsize=4)
-def _searched(
-    model: ModelSpec, cluster: Cluster, workload: Workload, engine: str, objective: Objective, split: str
-) -> Plan:
-    return make_plan(
-        model,
-        cluster,
-        workload=workload,
-        engine=engine,
-        objective=objective,
-        split=split,
-        with_advice=False,
-    )
 
 
 def headline(scene: Scene, *, waste: str, studied: str = "") -> str:
