@@ -10,12 +10,14 @@ import torch
 from verification_entries import small
 
 import pgplan as pg
+from pgplan.cost.pricing import layer_digest
 from pgplan.cost.sharding import rank_bytes
 from pgplan.errors import ModelError
 from pgplan.model import storage as kinds
 from pgplan.model.spec import ModelSpec, Storage, Weight
 from pgplan.verification import products, quantized, scaled
 from pgplan.verification.experts import grouped_product
+from pgplan.verification.grid import ON_CPU, Bench
 from pgplan.verification.layouts import Layout, layout_of
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.quantized import Quantized
@@ -292,12 +294,19 @@ def test_a_cpu_multiplies_widened_and_says_so() -> None:
     used = products.kernels_entry(
         small("qwen3-30b-a3b-fp8", layers=2), tp_size=1, device="cpu", kv_is_fp8=True
     )
-    assert [line.partition(": emulated: ")[0] for line in used["kernels"].split("; ")] == [
-        "fp8 blocks of 128x128 / 64",
-        "experts in fp8 blocks of 128x128 / 64",
+    assert [line.partition(": emulated")[0] for line in used["kernels"].split("; ")] == [
+        "fp8 blocks of 128x128 / 64, experts in fp8 blocks of 128x128 / 64",
         "KV cache in fp8",
     ]
     assert products.kernels_entry(small("llama-3.1-8b", layers=2), tp_size=1, device="cpu") == {}
+
+
+def test_emulated_products_are_not_calibrated_with() -> None:
+    with pytest.raises(
+        ModelError, match="fp8 blocks of 128x128 / 64 is emulated here, since there is no GPU"
+    ):
+        products.check_real(small("qwen3-30b-a3b-fp8", layers=2), tp_size=1, device="cpu")
+    products.check_real(small("llama-3.1-8b", layers=2), tp_size=1, device="cpu")
 
 
 def test_a_kernel_that_fails_is_not_used_and_its_words_are_kept() -> None:
@@ -306,6 +315,42 @@ def test_a_kernel_that_fails_is_not_used_and_its_words_are_kept() -> None:
     # The reordering for tiles exists on GPUs alone.
     problem = products.probe("_weight_int4pack_mm", layout, torch.bfloat16, "cpu")
     assert problem.startswith("fails here (") and "CPU" in problem
+
+
+# --- a whole run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_record_says_what_is_emulated_and_promises_no_times_then() -> None:
+    model = pg.load_model(config(**CONFIGS["awq"]))
+    workload = pg.Workload(
+        prompt_tokens=64, output_tokens=8, concurrency=4, max_model_len=128, kv_dtype="fp8"
+    )
+    plan = pg.plan(model, pg.Cluster.uniform("H200", pp_size=2), workload=workload)
+    record = pg.verify(plan, backend="gloo", timeout=100)
+    assert record.passed
+    assert record.plan.workload.kv_dtype == "fp8"
+    factor = record.narrowed_by
+    said = record.sentences[-1]
+    assert f"int4 groups of 128 / {factor}: emulated" in said and "KV cache in fp8: emulated" in said
+    for stage, planned in zip(record.stages, record.plan.stages, strict=True):
+        assert stage.weight_bytes == planned.weight_bytes
+    on_gpu = {(item.what, item.quantity): item for item in replace(record, backend="nccl").comparisons}
+    assert on_gpu["stage 0", "decode_s"].tolerance is on_gpu["pipeline", "decode_period_s"].tolerance is None
+    real = replace(record, backend="nccl", environment={"kernels": "int4 groups of 128: _weight_int4pack_mm"})
+    promised = {(item.what, item.quantity): item.tolerance for item in real.comparisons}
+    assert promised["stage 0", "decode_s"] and promised["pipeline", "decode_period_s"]
+    assert "are multiplied with by torch's kernels" in real.sentences[-1]
+
+
+@torch.inference_mode()
+def test_layers_of_a_quantized_model_are_timed() -> None:
+    model = pg.load_model(config(**CONFIGS["awq"]))
+    bench = Bench(model, torch.device("cpu"), ON_CPU, told=lambda: None)
+    whole, shard = (bench.layer(0, tp_size=tp_size) for tp_size in (1, 2))
+    assert whole.digest == layer_digest(model.kinds[0])
+    assert whole.prefill.seconds[-1][-1] > whole.prefill.seconds[0][0] > 0
+    assert shard.decode.tokens == ON_CPU.batches
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------

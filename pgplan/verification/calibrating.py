@@ -20,6 +20,7 @@ from pgplan.launcher.backends import visible_gpus
 from pgplan.launcher.show import Show
 from pgplan.model import ModelSpec, load_model
 from pgplan.verification.grid import ON_CPU, ON_GPU, QUICK, Bench, Sizes
+from pgplan.verification.products import check_real, kernels_entry
 from pgplan.verification.shards import check_supported
 from pgplan.verification.surroundings import environment
 
@@ -55,9 +56,10 @@ def calibrate(
         What was measured, with efficiencies fitted to it for other models.
 
     Raises:
-        ModelError: If the model has layers that are not computed here.
+        ModelError: If the model has layers that are not computed here, or weights in a storage that is not.
         HardwareError: If the GPU is not in the table, or ``tp_sizes`` does not suit the model.
-        LaunchError: If a worker failed; names the first one, with its cause.
+        LaunchError: If a worker failed; names the first one, with its cause, such as a quantized storage that
+            torch has no kernel for on this GPU: times of an emulated product would mislead every later plan.
 
     >>> import pgplan as pg
     >>> tiny = pg.load_model("qwen3-0.6b").with_layers(2)
@@ -188,6 +190,8 @@ def calibrate_rank(
         name = torch.cuda.get_device_name(device)
         total_bytes = torch.cuda.get_device_properties(device).total_memory
         known_gpu(name, total_bytes)  # a device that has no data sheet is refused before it is measured
+        for tp_size in tp_sizes:
+            check_real(spec, tp_size=tp_size, device=device.type)
     else:
         # One thread: several wait for each other wherever another program has a core.
         torch.set_num_threads(1)
@@ -218,7 +222,7 @@ def calibrate_rank(
     found = _Found(
         device=name,
         total_bytes=total_bytes,
-        environment=environment(),
+        environment=environment() | kernels_entry(spec, tp_size=max(tp_sizes), device=device.type),
         layers=tuple(layers),
         ends=tuple(ends),
         links=links,
@@ -243,6 +247,9 @@ def summary(calibration: Calibration) -> str:
             f"hop: {links.latency_s * 1e6:.0f} us, {links.bandwidth / 1e9:.1f} GB/s; all-reduce among "
             f"{', '.join(str(row.ranks) for row in links.all_reduces) or 'none'}"
         )
+    kernels = calibration.environment.get("kernels")
+    if kernels:
+        lines.append(f"quantized weights: {kernels}")
     fit = calibration.fit
     if fit is not None:
         whose = "models left out of it" if fit.left_out else "the layers it was fitted to"

@@ -147,7 +147,7 @@ def sentences(record: Verification) -> tuple[str, ...]:
     kernels = record.environment.get("kernels")
     if kernels and _is_emulated(record):
         found.append(
-            f"some products of quantized weights or caches are emulated, so times are not those of an "
+            f"products with quantized weights or caches are emulated in part, so times are not those of an "
             f"engine, and none is promised ({kernels})"
         )
     elif kernels:

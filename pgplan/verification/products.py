@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from pgplan.cost.sharding import rank_shape
+from pgplan.errors import ModelError
 from pgplan.model.spec import ModelSpec
 from pgplan.verification.layouts import Layout, layout_of
 from pgplan.verification.quantized import Grouped, Quantized
@@ -56,7 +57,7 @@ class Kernel:
     reason: str = ""
 
     def __str__(self) -> str:
-        return self.name or f"{EMULATED}: widened, then multiplied, since {self.reason}"
+        return self.name or f"{EMULATED}, widened and then multiplied: {self.reason}"
 
 
 def multiply(weight: Quantized, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -120,12 +121,27 @@ def kernels_used(model: ModelSpec, *, tp_size: int, device: str) -> dict[str, Ke
 
 def kernels_entry(model: ModelSpec, *, tp_size: int, device: str, kv_is_fp8: bool = False) -> dict[str, str]:
     """Return what ``kernels_used`` says as one line under ``"kernels"``; empty where nothing is quantized."""
-    lines = [
-        f"{what}: {kernel}" for what, kernel in kernels_used(model, tp_size=tp_size, device=device).items()
-    ]
+    by_kernel: dict[str, list[str]] = {}
+    for what, kernel in kernels_used(model, tp_size=tp_size, device=device).items():
+        by_kernel.setdefault(str(kernel), []).append(what)
     if kv_is_fp8:
-        lines.append(f"KV cache in fp8: {EMULATED}: widened, then attended to, as torch attends in 16 bits")
+        by_kernel[f"{EMULATED}, widened and then attended to: torch attends in 16 bits"] = ["KV cache in fp8"]
+    lines = [f"{', '.join(what)}: {kernel}" for kernel, what in by_kernel.items()]
     return {"kernels": "; ".join(lines)} if lines else {}
+
+
+def check_real(model: ModelSpec, *, tp_size: int, device: str) -> None:
+    """Refuse a model of which a product is emulated here.
+
+    Raises:
+        ModelError: Names the storage and why torch has no kernel for it.
+    """
+    for what, kernel in kernels_used(model, tp_size=tp_size, device=device).items():
+        if not kernel.name:
+            raise ModelError(
+                f"calibration times what engines run, and a product with {what} is emulated here, since "
+                f"{kernel.reason}; calibrate {model.name} without quantization"
+            )
 
 
 def rounds_activations(model: ModelSpec, *, tp_size: int, device: str) -> bool:
