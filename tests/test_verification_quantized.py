@@ -301,6 +301,15 @@ def test_a_cpu_multiplies_widened_and_says_so() -> None:
     assert products.kernels_entry(small("llama-3.1-8b", layers=2), tp_size=1, device="cpu") == {}
 
 
+def test_latents_that_are_widened_at_every_step_are_told() -> None:
+    model = small("deepseek-v3", layers=4)
+    said = [
+        products.kernels_entry(model, tp_size=1, device="cpu", widens_latents=widens)["kernels"]
+        for widens in (True, False)
+    ]
+    assert ["latent up-projections in decode: emulated" in text for text in said] == [False, True]
+
+
 def test_emulated_products_are_not_calibrated_with() -> None:
     with pytest.raises(
         ModelError, match="fp8 blocks of 128x128 / 64 is emulated here, since there is no GPU"
@@ -343,13 +352,14 @@ def test_a_record_says_what_is_emulated_and_promises_no_times_then() -> None:
     assert "are multiplied with by torch's kernels" in real.sentences[-1]
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_layers_of_a_quantized_model_are_timed() -> None:
     model = pg.load_model(config(**CONFIGS["awq"]))
     bench = Bench(model, torch.device("cpu"), ON_CPU, told=lambda: None)
-    whole, shard = (bench.layer(0, tp_size=tp_size) for tp_size in (1, 2))
-    assert whole.digest == layer_digest(model.kinds[0])
-    assert whole.prefill.seconds[-1][-1] > whole.prefill.seconds[0][0] > 0
+    shard = bench.layer(0, tp_size=2)
+    assert shard.digest == layer_digest(model.kinds[0])
+    assert shard.prefill.seconds[-1][-1] > shard.prefill.seconds[0][0] > 0
     assert shard.decode.tokens == ON_CPU.batches
 
 

@@ -188,7 +188,12 @@ class Bench:
         while True:
             same = replace(self.model, pattern=(kind,) * layers, forbidden_cuts=(), towers=())
             contents = Contents(
-                layers=tuple(range(layers)), embedding=False, head=False, is_first=False, is_last=False
+                layers=tuple(range(layers)),
+                embedding=False,
+                head=False,
+                is_first=False,
+                is_last=False,
+                widens_latents=True,
             )
             stage = self._stage(same, contents, tp_size)
             if layers == 1 or self._cache_bytes(stage, max(self.sizes.contexts)) <= self._room_bytes():

@@ -119,13 +119,30 @@ def kernels_used(model: ModelSpec, *, tp_size: int, device: str) -> dict[str, Ke
     return found
 
 
-def kernels_entry(model: ModelSpec, *, tp_size: int, device: str, kv_is_fp8: bool = False) -> dict[str, str]:
-    """Return what ``kernels_used`` says as one line under ``"kernels"``; empty where nothing is quantized."""
+def kernels_entry(
+    model: ModelSpec, *, tp_size: int, device: str, kv_is_fp8: bool = False, widens_latents: bool = True
+) -> dict[str, str]:
+    """Return what ``kernels_used`` says as one line under ``"kernels"``; empty where nothing is quantized.
+
+    Args:
+        model: The model.
+        tp_size: Ranks that share a stage.
+        device: ``"cuda"`` or ``"cpu"``.
+        kv_is_fp8: Whether the KV cache is.
+        widens_latents: Whether decode has a plain copy of quantized latent up-projections.
+    """
     by_kernel: dict[str, list[str]] = {}
     for what, kernel in kernels_used(model, tp_size=tp_size, device=device).items():
         by_kernel.setdefault(str(kernel), []).append(what)
     if kv_is_fp8:
         by_kernel[f"{EMULATED}, widened and then attended to: torch attends in 16 bits"] = ["KV cache in fp8"]
+    latent = any(
+        weight.name.endswith("kv_b_proj") and layout_of(weight.storage)
+        for kind in model.kinds
+        for weight in kind.weights
+    )
+    if latent and not widens_latents:
+        by_kernel[f"{EMULATED}, widened at every step"] = ["latent up-projections in decode"]
     lines = [f"{', '.join(what)}: {kernel}" for kernel, what in by_kernel.items()]
     return {"kernels": "; ".join(lines)} if lines else {}
 

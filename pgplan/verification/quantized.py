@@ -2,8 +2,8 @@
 
 The storage is real: elements, scales, zero points and indices lie in memory as the plan counts them. The
 product here is emulated: slice by slice the weight is widened to the dtype of the activations and multiplied
-then, where engines do both in one kernel. A slice takes at most 64 MiB in 16 bits, which a chunk's
-activations have room for; that reads and writes what an engine's kernel does not, so times of it are not
+then, where engines do both in one kernel. A slice has at most 64 MiB in 16 bits, so that a chunk's
+activations have room for it; that reads and writes what an engine's kernel does not, so times of it are not
 those of an engine. ``products`` has the real ones.
 """
 
@@ -129,16 +129,31 @@ class Quantized:
         above = sum(self.parts[:part])
         codes = self.elements[copies, above + top : above + bottom]
         values = _values(self.layout, codes, dtype)
-        if self.layout.elements == "int4" and self.zero_points is None:
+        # Views of the values and of what stands once per block that fit each other, without writing it out.
+        across = self.layout.block[1]
+        even = across > 0 and self.cols % across == 0
+        blocks = values.view(*values.shape[:-1], -1, across) if even else values
+
+        def of_each(entries: torch.Tensor) -> torch.Tensor:
+            if even:
+                return entries[..., None]
+            return entries.repeat_interleave(across, 2)[:, :, : self.cols] if across else entries
+
+        if self.zero_points is not None:
+            blocks -= of_each(self._points(copies, above + top, above + bottom).to(dtype))
+        elif self.layout.elements == "int4":
             values -= 8
-        elif self.zero_points is not None:
-            points = self.zero_points[copies, (above + top) // self.layout.packed :]
-            if self.layout.packed == 2:
-                points = _halves(points.mT).mT
-            values -= self._across(points[:, : bottom - top].to(dtype))
         # In place on 16 bits torch computes in fp32 and rounds once.
-        values *= self._scales(copies, part, top, bottom)
+        blocks *= of_each(self._scales(copies, part, top, bottom))
         return values
+
+    def _points(self, copies: slice, top: int, bottom: int) -> torch.Tensor:
+        """Return the zero points of some rows."""
+        assert self.zero_points is not None  # asked before
+        points = self.zero_points[copies, top // self.layout.packed :]
+        if self.layout.packed == 2:
+            points = _halves(points.mT).mT
+        return points[:, : bottom - top]
 
     def _scales(self, copies: slice, part: int, top: int, bottom: int) -> torch.Tensor:
         """Return the scales of a part's rows, as fp32 that fits them."""
@@ -151,12 +166,7 @@ class Quantized:
             scales = held.repeat_interleave(down, 1)[:, : bottom - top]
         if self.layout.elements == "fp4" and self.extras is not None:
             scales = scales * self.extras[copies, part, :1, None]
-        return self._across(scales)
-
-    def _across(self, each: torch.Tensor) -> torch.Tensor:
-        """Repeat what stands once per block along the columns."""
-        across = self.layout.block[1]
-        return each.repeat_interleave(across, 2)[:, :, : self.cols] if across else each
+        return scales
 
 
 def _values(layout: Layout, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

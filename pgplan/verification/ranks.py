@@ -153,6 +153,7 @@ class _Rank:
             tp_size=plan.tp_size,
             device=place.device.type,
             kv_is_fp8=is_fp8(plan.workload.kv_dtype),
+            widens_latents=Contents.of(plan, place.stage).widens_latents,
         )
         if place.is_pipeline or plan.pp_size == 1:
             model, split = shortened(plan.model, plan.split)
