@@ -359,8 +359,9 @@ def test_layers_of_a_quantized_model_are_timed() -> None:
     bench = Bench(model, torch.device("cpu"), ON_CPU, told=lambda: None)
     shard = bench.layer(0, tp_size=2)
     assert shard.digest == layer_digest(model.kinds[0])
-    assert shard.prefill.seconds[-1][-1] > shard.prefill.seconds[0][0] > 0
-    assert shard.decode.tokens == ON_CPU.batches
+    assert (shard.prefill.tokens, shard.decode.tokens) == (ON_CPU.chunks, ON_CPU.batches)
+    # Widening takes its time however few tokens there are, so nothing is said of their order.
+    assert min(map(min, (*shard.prefill.seconds, *shard.decode.seconds))) > 0
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------
