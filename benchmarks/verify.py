@@ -176,6 +176,7 @@ def save(path: Path, document: dict[str, Any]) -> None:
 def faults(gpus: int, out: Path) -> None:
     """Show that a stage too big by 1 % is named, that a killed worker is, and that nothing is left behind."""
     case = Case(model="llama-3.1-8b", pp_size=min(4, gpus), tp_size=1, split="default")
+    during: list[list[int]] = []
     plan = case.plan()
     before = used_mib()
     too_big = overfull(plan, stage=plan.pp_size - 1)
@@ -189,6 +190,7 @@ def faults(gpus: int, out: Path) -> None:
 
     def kill(event: Event) -> None:
         if event.kind == "phase" and event.text == "decode" and event.rank == 1:
+            during.append(used_mib())
             os.kill(runs[0].pids[1], signal.SIGKILL)
             killed_s[0] = time.perf_counter()
 
@@ -198,7 +200,7 @@ def faults(gpus: int, out: Path) -> None:
     except LaunchError as error:
         found["killed"] = (str(error),)
     found["killed: seconds to the error"] = [time.perf_counter() - killed_s[0]]
-    found["killed: used MiB after"] = [used_mib()]
+    found["killed: used MiB before the kill and after"] = [*during, used_mib()]
     print(json.dumps(found, indent=1))
     save(out / "faults.json", found)
 

@@ -20,6 +20,7 @@ import pgplan as pg
 from pgplan.hardware import Calibration, find_calibration
 from pgplan.verification import Verification
 from pgplan.verification.calibrating import extend
+from pgplan.verification.record import Comparison
 
 TIERS = ("roofline", "calibrated", "measured")
 
@@ -65,26 +66,32 @@ def summarise(out: Path, calibration: str | None) -> dict[str, Any]:
     print()
     for name, row in tiers.items():
         print(
-            f"{name:24} {row['points']:4} stage times: mean {100 * row['mean']:5.1f} %, nine tenths within "
-            f"{100 * row['nine_tenths']:5.1f} %, worst {100 * row['worst']:+6.1f} %"
+            f"{name:26} {row['points']:4} stage times: mean {100 * row['mean']:5.1f} %, nine tenths within "
+            f"{100 * row['nine_tenths']:5.1f} %, from {100 * row['least']:+6.1f} "
+            f"to {100 * row['most']:+6.1f} %, promise kept {row['kept']}"
         )
     return {"misses": misses, "gains": gains, "tiers": tiers}
 
 
 def print_misses(documents: dict[str, Document]) -> dict[str, dict[str, float]]:
     """Print how far measured and predicted part, by quantity."""
-    rows: dict[str, list[tuple[float, bool]]] = {}
+    rows: dict[str, list[tuple[float, Comparison]]] = {}
     for document in documents.values():
         for item in document.record.comparisons if document.record else ():
             kind = "stages -> pipeline" if item.what.endswith("stages") else item.what.split()[0]
-            rows.setdefault(f"{kind} {item.quantity}", []).append((item.ratio - 1, item.passed))
+            rows.setdefault(f"{kind} {item.quantity}", []).append((item.ratio - 1, item))
     found = {}
     for name, misses in rows.items():
-        found[name] = spread([miss for miss, _ in misses]) | {"kept": sum(kept for _, kept in misses)}
+        promised = [item for _, item in misses if item.tolerance is not None]
+        found[name] = spread([miss for miss, _ in misses]) | {
+            "promised": len(promised),
+            "kept": sum(item.passed for item in promised),
+        }
         row = found[name]
         print(
-            f"{name:40} {row['points']:4.0f} x  mean {100 * row['mean']:5.1f} %  worst "
-            f"{100 * row['worst']:+6.1f} %  kept {row['kept']:.0f}"
+            f"{name:40} {row['points']:4.0f} x  mean {100 * row['mean']:5.1f} %, "
+            f"from {100 * row['least']:+6.1f} to {100 * row['most']:+6.1f} %, "
+            f"kept {row['kept']:.0f} of {row['promised']:.0f} promises"
         )
     return found
 
@@ -96,7 +103,8 @@ def spread(misses: list[float]) -> dict[str, float]:
         "points": len(misses),
         "mean": sum(ordered) / len(ordered),
         "nine_tenths": ordered[round(0.9 * (len(ordered) - 1))],
-        "worst": max(misses, key=abs),
+        "least": min(misses),
+        "most": max(misses),
     }
 
 
@@ -109,15 +117,22 @@ def gain_of(documents: dict[str, Document], group: str, phase: str) -> dict[str,
         best = documents[best.same_as]
     if default.record is None or best.record is None or not default.record.stages or not best.record.stages:
         return None
-    (before, was), (after, now) = (period(record, phase) for record in (default.record, best.record))
+    (before, was), (after, now) = (rate(record, phase) for record in (default.record, best.record))
     return {
         "group": group,
         "phase": phase,
         "split": ",".join(map(str, best.record.plan.split)),
-        "predicted_percent": 100 * (before / after - 1),
-        "measured_percent": 100 * (was / now - 1),
+        "predicted_percent": 100 * (after / before - 1),
+        "measured_percent": 100 * (now / was - 1),
         "pipeline": best.record.mode == "pipeline",
     }
+
+
+def rate(record: Verification, phase: str) -> tuple[float, float]:
+    """Return predicted and measured tokens per second of a full pipeline."""
+    tokens = record.plan.prefill_tokens if phase == "prefill" else record.plan.decode_batch
+    predicted_s, measured_s = period(record, phase)
+    return tokens / predicted_s, tokens / measured_s
 
 
 def period(record: Verification, phase: str) -> tuple[float, float]:
@@ -141,19 +156,37 @@ def period(record: Verification, phase: str) -> tuple[float, float]:
 
 
 def tiers_of(documents: dict[str, Document], calibration: str) -> dict[str, dict[str, float]]:
-    """Predict every measured stage again at each tier; return the misses by tier and phase."""
+    """Predict every measured stage again at each tier; return the misses by tier, kind of layers and phase.
+
+    Only plans that can be made at every tier count, so that the tiers are compared on the same stages.
+    """
     whole = find_calibration(calibration)
-    misses: dict[str, list[float]] = {}
+    misses: dict[str, list[Miss]] = {}
     for document in documents.values():
-        if document.record is not None:
-            for tier in TIERS:
-                for phase, miss in predict(document.record, tier, whole):
-                    misses.setdefault(f"{tier} {phase}", []).append(miss)
-    return {name: spread(rows) for name, rows in sorted(misses.items())}
+        if document.record is None:
+            continue
+        found = {tier: list(predict(document.record, tier, whole)) for tier in TIERS}
+        if all(found.values()):
+            kind = "routed" if any(k.num_experts for k in document.record.plan.model.kinds) else "dense"
+            for tier, rows in found.items():
+                for phase, miss in rows:
+                    misses.setdefault(f"{tier} {kind} {phase}", []).append(miss)
+    return {
+        name: spread([miss.miss for miss in rows]) | {"kept": sum(abs(m.miss) <= m.promised for m in rows)}
+        for name, rows in sorted(misses.items())
+    }
 
 
-def predict(record: Verification, tier: str, whole: Calibration) -> Iterator[tuple[str, float]]:
-    """Yield, for each stage and phase, measured over predicted minus one; nothing at another tier."""
+@dataclass(frozen=True)
+class Miss:
+    """Hold measured over predicted minus one, and how far the plan said it might be off."""
+
+    miss: float
+    promised: float
+
+
+def predict(record: Verification, tier: str, whole: Calibration) -> Iterator[tuple[str, Miss]]:
+    """Yield phase and miss of each stage; nothing at another tier."""
     plan = record.plan
     known = {"roofline": None, "calibrated": without(whole, plan.model.name), "measured": whole}[tier]
     again = pg.plan(
@@ -166,8 +199,8 @@ def predict(record: Verification, tier: str, whole: Calibration) -> Iterator[tup
     )
     for planned, measured in zip(again.stages, record.stages, strict=True):
         if planned.tier == tier:
-            yield "prefill", measured.prefill.mean_s / planned.prefill_s - 1
-            yield "decode", measured.decode.mean_s / planned.decode_s - 1
+            yield "prefill", Miss(measured.prefill.mean_s / planned.prefill_s - 1, planned.time_error)
+            yield "decode", Miss(measured.decode.mean_s / planned.decode_s - 1, planned.time_error)
 
 
 def without(whole: Calibration, model: str) -> Calibration:

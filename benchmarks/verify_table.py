@@ -12,8 +12,11 @@ QUANTITIES = {
     "stage weight_bytes": "bytes of a stage's weights",
     "stage process_bytes": "bytes that its process takes",
     "stage prefill_peak_bytes": "peak of a prefill chunk, or of sampling",
+    "stage context_bytes": "context and NCCL, part of the process",
     "stage prefill_s": "a prefill chunk on a stage",
     "stage decode_s": "a decode step on a stage",
+    "stage prefill_handoff_s": "a chunk's hand-off",
+    "stage decode_handoff_s": "a decode step's hand-off",
     "pipeline prefill_period_s": "the whole pipeline's prefill cycle",
     "pipeline decode_period_s": "the whole pipeline's decode cycle",
 }
@@ -35,32 +38,37 @@ def percent(value: float, *, sign: bool = False) -> str:
 
 
 def misses_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
-    yield "| measured beside predicted | figures | mean miss | worst | goal |"
-    yield "|---|---|---|---|---|"
+    yield "| measured beside predicted | figures | mean miss | from / to | goal | promises kept |"
+    yield "|---|---|---|---|---|---|"
     for name, text in QUANTITIES.items():
         found, goal = summary["misses"][name], GOALS.get(name)
-        missed = goal is not None and abs(found["worst"]) > goal
+        missed = goal is not None and max(-found["least"], found["most"]) > goal
         yield row(
             text,
             found["points"],
             percent(found["mean"]),
-            percent(found["worst"], sign=True) + (" **missed**" if missed else ""),
-            percent(goal) if goal else "-",
+            f"{percent(found['least'], sign=True)} / {percent(found['most'], sign=True)}",
+            (percent(goal) if goal else "-") + (" **missed**" if missed else ""),
+            f"{found['kept']} of {found['promised']}" if found["promised"] else "none made",
         )
 
 
 def tiers_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
-    yield "| tier | phase | stage times | mean miss | nine tenths within | worst |"
-    yield "|---|---|---|---|---|---|"
-    for name, found in sorted(summary["tiers"].items(), key=lambda item: -item[1]["mean"]):
-        tier, phase = name.split()
+    yield "| tier | layers, phase | stage times | mean miss | nine tenths within | from / to | promise kept |"
+    yield "|---|---|---|---|---|---|---|"
+    # A phase of a kind from the least that is known of it to the most.
+    for name, found in sorted(
+        summary["tiers"].items(), key=lambda item: (item[0].split()[1:], -item[1]["mean"])
+    ):
+        tier, kind, phase = name.split()
         yield row(
             f"`{tier}`",
-            phase,
+            f"{kind}, {phase}",
             found["points"],
             percent(found["mean"]),
             percent(found["nine_tenths"]),
-            percent(found["worst"], sign=True),
+            f"{percent(found['least'], sign=True)} / {percent(found['most'], sign=True)}",
+            found["kept"],
         )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -143,10 +144,16 @@ def test_logs_are_kept_where_asked_and_after_a_failure(tmp_path: Path) -> None:
     assert kept.parent == tmp_path
 
 
-def test_the_terminal_shows_a_bar_for_each_rank(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_shows_a_bar_for_each_rank(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     launch("launcher_entries:count", ranks=2, args={"steps": 3}, show="terminal")
-    shown = capsys.readouterr().err
-    assert "rank 0 counting" in shown and "rank 1 done" in shown and "3/3" in shown
+    printed, shown = capsys.readouterr()
+    assert printed == "" and shown.startswith("backend: ") and "rank 0" not in shown  # no terminal, no bars
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    launch("launcher_entries:count", ranks=2, args={"steps": 3}, show="terminal")
+    printed, shown = capsys.readouterr()
+    assert printed == "" and "rank 0 counting" in shown and "rank 1 done" in shown and "3/3" in shown
     launch("launcher_entries:count", ranks=2, args={"steps": 3})
     assert capsys.readouterr() == ("", "")
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pgplan.errors import InfeasibleError, PgplanError
+from pgplan.errors import InfeasibleError, LaunchError, PgplanError
 
 # What shells report for a program that SIGINT or SIGPIPE ended.
 _INTERRUPTED = 130
@@ -21,6 +21,9 @@ _PIPE_CLOSED = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
+
+    It is 0 when all is done, 1 when a plan does not fit or measurements contradict it, 2 for bad input, 3
+    when worker processes failed, and 130 after Ctrl-C.
 
     Args:
         argv: The words after the program's name; ``None``: those the process was started with.
@@ -45,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except InfeasibleError as error:
         return _say(str(error), code=1)
+    except LaunchError as error:
+        # The notes hold the traceback of the worker that failed.
+        return _say("\n".join((str(error), *getattr(error, "__notes__", ()))), code=3)
     except PgplanError as error:
         return _say(str(error), code=2)
     except KeyboardInterrupt:

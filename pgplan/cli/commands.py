@@ -19,9 +19,9 @@ from typing import cast
 import pgplan
 from pgplan.cli.app import serve
 from pgplan.cli.arguments import EXPORTER_OPTION
-from pgplan.cli.files import read_text, write_files
+from pgplan.cli.files import check_place, read_text, write_files
 from pgplan.cli.listings import print_engines, print_gpus, print_models
-from pgplan.errors import HardwareError, LaunchError, ModelError, PgplanError, PlanError
+from pgplan.errors import HardwareError, ModelError, PgplanError, PlanError
 from pgplan.hardware import Calibration, Cluster, cpu_device, local_cluster
 from pgplan.logs import check_log
 from pgplan.model import ModelSpec, load_model
@@ -141,12 +141,8 @@ def _verify(args: Namespace) -> int:
     from pgplan.verification import verify
 
     given = Plan.from_json(read_text(args.plan, what="a plan"))
-    try:
-        record = verify(given, backend=args.backend, show=None if args.json else "terminal")
-    except LaunchError as error:
-        # The notes hold the traceback of the worker that failed.
-        print(f"pgplan: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        return 1
+    check_place(args.output)
+    record = verify(given, backend=args.backend, show=None if args.json else "terminal")
     if args.output:
         write_files({args.output: f"{record.to_json()}\n".encode()})
     print(record.to_json() if args.json else record)
@@ -184,18 +180,17 @@ def _calibrate(args: Namespace) -> int:
 
     model = load_model(args.model)
     known = Calibration.load(args.output) if args.output and Path(args.output).exists() else None
-    tp_sizes = None if args.tp is None else [_tp_size(word) for word in args.tp.split(",")]
-    try:
-        found = calibrate(
-            model,
-            gpu_count=args.gpu_count,
-            tp_sizes=tp_sizes,
-            quick=args.quick,
-            show=None if args.json else "terminal",
-        )
-    except LaunchError as error:
-        print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        raise
+    check_place(args.output)
+    tp_sizes = None
+    if args.tp is not None:
+        tp_sizes = list(dict.fromkeys(_tp_size(word) for word in args.tp.split(",")))
+    found = calibrate(
+        model,
+        gpu_count=args.gpu_count,
+        tp_sizes=tp_sizes,
+        quick=args.quick,
+        show=None if args.json else "terminal",
+    )
     if known is not None:
         found = extend(known, found, models=[model])
     if args.output:

@@ -25,6 +25,19 @@ def read_text(path: str, *, what: str, errors: str = "strict") -> str:
         ) from None
 
 
+def check_place(place: str | None) -> None:
+    """Find out before minutes of work that its result could not be written.
+
+    Raises:
+        PlanError: If it is a folder, or its folder is missing or not to be written to.
+    """
+    if place is None:
+        return
+    target = Path(place).resolve()
+    if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
+        raise PlanError(f"{place} cannot be written; give a name in a folder that exists and is yours")
+
+
 def write_files(files: Mapping[str, bytes]) -> None:
     """Write all files or none: each beside its place first, and moved there once all are complete.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -27,9 +28,11 @@ class TerminalBars:
     def __init__(self, *, ranks: int, backend_why: str):
         from tqdm import tqdm
 
-        tqdm.write(f"backend: {backend_why}")
+        # On stdout is what was asked for; bars are for terminals alone.
+        tqdm.write(f"backend: {backend_why}", file=sys.stderr)
         self._bars = [
-            tqdm(desc=f"rank {rank}", position=rank, total=0, bar_format=_NAME_ALONE) for rank in range(ranks)
+            tqdm(desc=f"rank {rank}", position=rank, total=0, bar_format=_NAME_ALONE, disable=None)
+            for rank in range(ranks)
         ]
 
     def __call__(self, event: Event) -> None:

@@ -53,7 +53,9 @@ class Pass:
         if stage.contents.is_first:
             hidden, residual = stage.forward(stage.embed(self.tokens), None, self._caches, step)
         else:
-            hidden, residual = stage.forward(streams[0], streams[1], self._caches, step)
+            # The residual is added to in place. Run after run over the same buffer it would grow, tokens
+            # would come to look alike, and a router would send most of them to the same few experts.
+            hidden, residual = stage.forward(streams[0], streams[1].clone(), self._caches, step)
         if not stage.contents.is_last:
             return hidden, residual
         x = stage.normalise(stage.last_of_each(hidden, step), stage.last_of_each(residual, step))
