@@ -290,6 +290,37 @@ def test_fp8_products_part_by_the_rounding_of_activations(kind: str, product: pr
     assert 0.01 < error < 0.05
 
 
+def test_activations_and_scales_by_blocks_lie_as_cublas_wants_them() -> None:
+    storage = STORAGES["fp8 blocks"]
+    held = on_rank(storage, replace(weight(storage, rows=200), cols=576, shard="replicated"))
+    x = torch.randn(5, 576)
+    quantized, scale = scaled.by_blocks(x)
+    # A multiple of 4 tokens; their scales one block after the other; those of the weight padded to 8.
+    assert quantized.shape == (8, 576) and quantized.dtype == torch.float8_e4m3fn
+    assert (scale.shape, scale.stride()) == ((8, 5), (1, 8))
+    beside = scaled.padded_scales(held).t()
+    assert (beside.shape, beside.stride()) == ((8, 2), (1, 8))
+    back = (quantized.float() * scale.repeat_interleave(128, 1)[:, :576])[:5]
+    assert 0.01 < float((back - x).norm() / x.norm()) < 0.04
+    plain = (
+        held.elements[0].float() * beside.t().repeat_interleave(128, 0).repeat_interleave(128, 1)[:200, :576]
+    )
+    assert torch.equal(plain, wide(held)[0])
+
+
+@pytest.mark.parametrize("kind", ["awq", "gptq, act-order"])
+def test_the_int4_kernel_reads_scales_and_zero_points_as_they_are_given(kind: str) -> None:
+    held = on_rank(STORAGES[kind], weight(STORAGES[kind]))
+    x = torch.randn(4, 768)
+    codes = torch.stack((held.elements[0] >> 4, held.elements[0] & 15), -1).flatten(1)
+    # The CPU has a kernel of the same kind, with an order of its own for the elements.
+    packed = torch._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    group = held.layout.block[1]
+    found = torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, group, scaled.scales_and_zeros(held))
+    wanted = x @ wide(held)[0].t()
+    assert float((found.float() - wanted).norm() / wanted.norm()) < 0.01
+
+
 def test_a_cpu_multiplies_widened_and_says_so() -> None:
     used = products.kernels_entry(
         small("qwen3-30b-a3b-fp8", layers=2), tp_size=1, device="cpu", kv_is_fp8=True

@@ -38,29 +38,44 @@ def per_row(weight: Quantized, x: torch.Tensor) -> torch.Tensor:
 
 
 def per_block(weight: Quantized, x: torch.Tensor) -> torch.Tensor:
-    """Multiply in fp8 with a scale per token and 128 elements, and one per 128 x 128 of the weight.
-
-    cuBLAS wants scales of activations token by token, of a multiple of 4 tokens, and rows of the weight's
-    scales that begin at multiples of 4.
-    """
+    """Multiply in fp8 with a scale per token and 128 elements, and one per 128 x 128 of the weight."""
     import torch.nn.functional as F
 
-    tokens, blocks = len(x), -(-weight.cols // 128)
-    padded = F.pad(x, (0, blocks * 128 - weight.cols, 0, -tokens % 4)).view(-1, blocks, 128)
-    scale = _scale_of(padded.abs().amax(-1))
-    quantized = _to_fp8(padded, scale[..., None]).view(len(padded), -1)[:, : weight.cols].contiguous()
-    scales = F.pad(weight.scales[0].float(), (0, -blocks % 4))
+    quantized, scale = by_blocks(x)
     kinds = F.ScalingType
     out: torch.Tensor = F.scaled_mm(
         quantized,
         weight.elements[0].t(),
-        scale.t().contiguous().t(),
+        scale,
         kinds.BlockWise1x128,
-        scales.t(),
+        padded_scales(weight).t(),
         kinds.BlockWise128x128,
         output_dtype=x.dtype,
     )
-    return out[:tokens]
+    return out[: len(x)]
+
+
+def by_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize 128 elements of a token at a time.
+
+    Returns:
+        As cuBLAS wants them: a multiple of 4 tokens; scales ``(tokens, blocks)``, those of a block in a row.
+    """
+    import torch.nn.functional as F
+
+    cols = x.shape[-1]
+    blocks = F.pad(x, (0, -cols % 128, 0, -len(x) % 4)).view(-1, -(-cols // 128), 128)
+    scale = _scale_of(blocks.abs().amax(-1))
+    quantized = _to_fp8(blocks, scale[..., None]).flatten(1)
+    return quantized[:, :cols].contiguous(), scale.t().contiguous().t()
+
+
+def padded_scales(weight: Quantized) -> torch.Tensor:
+    """Return a weight's scales per block, each row of them of a multiple of 4, as cuBLAS wants them."""
+    import torch.nn.functional as F
+
+    scales = weight.scales[0].float()
+    return F.pad(scales, (0, -scales.shape[1] % 4))
 
 
 def scaled_groups(weight: Quantized, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
@@ -84,14 +99,20 @@ def multiply_int4(weight: Quantized, x: torch.Tensor) -> torch.Tensor:
 
     if weight.order is not None:
         x = x.index_select(-1, weight.order[0, 0])
+    return torch._weight_int4pack_mm(x, weight.elements[0], weight.layout.block[1], scales_and_zeros(weight))
+
+
+def scales_and_zeros(weight: Quantized) -> torch.Tensor:
+    """Return ``(groups, rows, 2)``: scales, and how far zero points are from the 8 that the kernel takes."""
+    import torch
+
     scales = weight.scales[0]
     if weight.zero_points is None:
         zeros = torch.zeros_like(scales)
     else:
         points = torch.stack((weight.zero_points[0] >> 4, weight.zero_points[0] & 15), 1).flatten(0, 1)
         zeros = (8 - points.to(scales.dtype)) * scales
-    both = torch.stack((scales, zeros), -1).to(torch.bfloat16).transpose(0, 1).contiguous()
-    return torch._weight_int4pack_mm(x, weight.elements[0], weight.layout.block[1], both)
+    return torch.stack((scales, zeros), -1).to(torch.bfloat16).transpose(0, 1).contiguous()
 
 
 def packed(weight: Quantized) -> Quantized:
