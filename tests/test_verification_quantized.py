@@ -302,10 +302,8 @@ def test_activations_and_scales_by_blocks_lie_as_cublas_wants_them() -> None:
     assert (beside.shape, beside.stride()) == ((8, 2), (1, 8))
     back = (quantized.float() * scale.repeat_interleave(128, 1)[:, :576])[:5]
     assert 0.01 < float((back - x).norm() / x.norm()) < 0.04
-    plain = (
-        held.elements[0].float() * beside.t().repeat_interleave(128, 0).repeat_interleave(128, 1)[:200, :576]
-    )
-    assert torch.equal(plain, wide(held)[0])
+    of_each = beside.t().repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)[:, :576]
+    assert torch.equal(held.elements[0].float() * of_each, wide(held)[0])
 
 
 @pytest.mark.parametrize("kind", ["awq", "gptq, act-order"])

@@ -40,8 +40,8 @@ def verify(
     one after the other. With none, the plan's split runs on CPU processes, every width of the model divided
     by one factor: that checks wiring, split and hand-off, and says nothing about a GPU's times and bytes.
 
-    Quantized weights and caches in fp8 take the bytes that they take in an engine. Where this torch or this GPU
-    has no kernel for a product with them it is emulated: the record says so, and no times are promised then.
+    Quantized weights and caches in fp8 take the bytes that they take in an engine. Where this torch or this
+    GPU has no kernel for a product with them it is emulated: the record says so, and no times are promised.
 
     Args:
         plan: What to verify.

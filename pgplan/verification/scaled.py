@@ -1,7 +1,8 @@
 """torch's own products with fp8 and int4 weights.
 
 Activations are quantized as they come, in a few launches where engines have one; the int4 kernel takes scales
-and zero points in one tensor that is put together for each call, a sixteenth of the weight's bytes.
+and zero points in one tensor that is put together for each call, with groups of 128 a sixteenth of the
+weight's bytes.
 """
 
 from __future__ import annotations
