@@ -1,9 +1,11 @@
 import os
+import re
 import time
 
 import pytest
 
 import pgplan as pg
+from pgplan.widgets.proof import record_html
 
 PATIENCE_S = 120.0
 
@@ -98,3 +100,13 @@ def test_what_was_measured_of_another_plan_is_not_shown_for_this_one(planner, on
     planner.board.proof.result.value = "something measured"
     planner.board.open("Proof")
     assert planner.board.proof.result.value == ""
+
+
+def test_what_gpus_showed_is_told_in_figures_that_people_read():
+    result = record_html(pg.Verification.example())
+    bars = re.findall(r">([^<]*) → ([^<]*)<", result)
+    # 30,157,997,792 bytes; 186.94, 14.988 and 14.958 ms: three digits each, zeros among them.
+    assert ("28.1", "28.1") in bars and ("187", "187") in bars and ("15.0", "15.0") in bars
+    assert "weights, GiB" in result and "decode, ms" in result
+    assert "<td>28.087 GiB</td>" in result
+    assert "<td>14.99 ms</td><td>14.96 ms</td>" in result

@@ -79,6 +79,11 @@ class Layout:
         return column.top + (stage + 0.5) * self.pitch
 
     @property
+    def is_dense(self) -> bool:
+        """Tell whether so many stages stand that their rows have the smallest font."""
+        return (self.pitch, self.font) == _DENSE
+
+    @property
     def is_stacked(self) -> bool:
         """Tell whether the times stand below the memory."""
         return self.decode.top > self.memory.top

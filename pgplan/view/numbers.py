@@ -47,6 +47,17 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def significant(value: float, *, digits: int = 3) -> str:
+    """Write a number with as many digits as count, zeros at the end among them; never less than whole ones.
+
+    >>> significant(14.988), significant(186.94), significant(28761.3), significant(0.06391)
+    ('15.0', '187', '28,761', '0.0639')
+    """
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:#.{digits}g}".removesuffix(".")
+
+
 def short_count(value: float) -> str:
     """Write a count in at most five characters.
 

@@ -60,7 +60,7 @@ def picture_pieces(picture: Picture, *, width: int = 960, with_header: bool = Tr
     marks = picture.marks
     spoken = escape(f"{picture.title}. {picture.sentence} {picture.summary}")
     scale = layout.memory.bar_width / picture.memory_end_bytes
-    placed = [place_segments(row, layout, stage, scale) for stage, row in enumerate(picture.rows)]
+    placed = [place_segments(picture.rows, layout, stage, scale) for stage in range(len(picture.rows))]
     header = [
         text(MARGIN, y, line, font=font, bold=bold, faint=font < 12) for y, font, bold, line in layout.header
     ]

@@ -18,22 +18,30 @@ Segment = tuple[str, float, float, str]
 """A part's key, where its bar begins and how long it is (pixels), and the label that fits it, or none."""
 
 
-def place_segments(row: Row, layout: Layout, stage: int, scale: float) -> tuple[tuple[Segment, ...], str]:
-    """Return where the parts of a stage's memory lie, and their labels; ``scale`` is pixels per byte."""
+def place_segments(
+    rows: tuple[Row, ...], layout: Layout, stage: int, scale: float
+) -> tuple[tuple[Segment, ...], str]:
+    """Return where the parts of a stage's memory lie, and their labels; ``scale`` is pixels per byte.
+
+    Where many rows stand close, only the first of equal ones has labels: a column of the same figure hides
+    where it changes, and takes its time to draw.
+    """
     font = layout.font - 1
     y = layout.bar_y(layout.memory, stage) + layout.bar / 2 + font * _BASELINE
-    return _placed(row.segments, layout.memory.x, y, scale, font)
+    segments = rows[stage].segments
+    is_repeated = layout.is_dense and stage > 0 and rows[stage - 1].segments == segments
+    return _placed(segments, layout.memory.x, y, scale, font, not is_repeated)
 
 
 # Most stages stay as they are while a cut is dragged.
 @lru_cache(maxsize=1024)
 def _placed(
-    sizes: tuple[tuple[str, int], ...], x: float, y: float, scale: float, font: float
+    sizes: tuple[tuple[str, int], ...], x: float, y: float, scale: float, font: float, is_labelled: bool
 ) -> tuple[tuple[Segment, ...], str]:
     segments, labels = [], []
     for key, size in sizes:
         wide = size * scale
-        label = _segment_label(key, size, wide, font)
+        label = _segment_label(key, size, wide, font) if is_labelled else ""
         segments.append((key, x, wide, label))
         if label:
             labels.append(text(x + 4, y, label, font=font, fill=_INKS[key]))

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from html import escape
 
 from pgplan.verification import Verification
+from pgplan.view.numbers import significant
 from pgplan.view.picture import STEADY, Marks
 from pgplan.view.shapes import bars, lines, text
 
 _WIDTH, _LABEL, _PITCH, _BAR = 640.0, 150.0, 20.0, 11.0
-_QUANTITIES = (("weight_bytes", "weights", 2.0**20, "MiB"), ("prefill_s", "prefill", 1e-3, "ms"))
-_TIMES = (("decode_s", "decode", 1e-3, "ms"),)
+_QUANTITIES = (("weight_bytes", "weights"), ("prefill_s", "prefill"), ("decode_s", "decode"))
+_MIB, _GIB = 2.0**20, 2.0**30
 
 
 def measured_marks(record: Verification) -> Marks:
@@ -36,17 +37,29 @@ def measured_marks(record: Verification) -> Marks:
     )
 
 
+def unit_of(quantity: str, value: float) -> tuple[float, str]:
+    """Return the unit that suits a value, and its name; the quantity's name tells what it counts.
+
+    >>> unit_of("weight_bytes", 28e9)[1], unit_of("weight_bytes", 28e6)[1], unit_of("decode_s", 0.015)[1]
+    ('GiB', 'MiB', 'ms')
+    """
+    if quantity.endswith("_bytes"):
+        return (_GIB, "GiB") if abs(value) >= _GIB else (_MIB, "MiB")
+    return (1e-3, "ms") if quantity.endswith("_s") else (1.0, "")
+
+
 def measured_svg(record: Verification) -> str:
     """Draw every stage's figures as bars, predicted, with the measured ones laid over them."""
     pieces: list[str] = []
     y = 8.0
-    for quantity, name, unit, unit_name in (*_QUANTITIES, *_TIMES):
-        rows = [
-            (item.what, item.predicted / unit, item.measured / unit)
-            for item in record.comparisons
-            if item.quantity == quantity and item.what.startswith("stage")
+    for quantity, name in _QUANTITIES:
+        items = [
+            item for item in record.comparisons if item.quantity == quantity and item.what.startswith("stage")
         ]
-        if rows:
+        if items:
+            # One unit for the panel, or its figures could not be compared.
+            unit, unit_name = unit_of(quantity, max(item.predicted for item in items))
+            rows = [(item.what, item.predicted / unit, item.measured / unit) for item in items]
             pieces += _panel(f"{name}, {unit_name}", rows, y)
             y += (len(rows) + 1.5) * _PITCH
     if not pieces:
@@ -70,9 +83,5 @@ def _panel(title: str, rows: Sequence[tuple[str, float, float]], top: float) -> 
         path += f"M{_LABEL:g} {y + _BAR + 1.5:.1f}h{measured * scale:.1f}v-{_BAR + 1.5:g}"
         pieces.append(text(_LABEL - 8, y + 10, what, font=11, anchor="end"))
         end = _LABEL + max(predicted, measured) * scale + 6
-        pieces.append(text(end, y + 10, f"{_short(predicted)} → {_short(measured)}", font=11))
+        pieces.append(text(end, y + 10, f"{significant(predicted)} → {significant(measured)}", font=11))
     return [*pieces, bars(boxes, STEADY), lines(path, "currentColor", width=2)]
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -16,7 +16,8 @@ from pgplan.planning import Plan
 from pgplan.verification import Verification, verify
 from pgplan.verification.comparing import headline
 from pgplan.verification.record import Comparison
-from pgplan.widgets.measured import measured_svg
+from pgplan.view.numbers import significant
+from pgplan.widgets.measured import measured_svg, unit_of
 from pgplan.widgets.scene import Scene
 from pgplan.widgets.style import button, column, html, listed, row, told
 
@@ -176,16 +177,15 @@ def _row(item: Comparison) -> str:
     cells = (
         item.what,
         item.quantity.rpartition("_")[0].replace("_", " "),
-        _with_unit(item.quantity, item.predicted),
-        _with_unit(item.quantity, item.measured),
+        _with_unit(item, item.predicted),
+        _with_unit(item, item.measured),
         f"{100 * (item.ratio - 1):+.1f} %",
         "" if item.passed else "missed",
     )
     return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 
-def _with_unit(quantity: str, value: float) -> str:
-    """Return a figure in the unit that its quantity's name ends with, as people read it."""
-    if quantity.endswith("_bytes"):
-        return f"{value / 2**20:,.2f} MiB"
-    return f"{1e3 * value:,.4g} ms" if quantity.endswith("_s") else f"{value:,.6g}"
+def _with_unit(item: Comparison, value: float) -> str:
+    """Return a figure as people read it, in the unit of what it is compared with."""
+    unit, name = unit_of(item.quantity, item.predicted)
+    return f"{significant(value / unit, digits=5 if item.quantity.endswith('_bytes') else 4)} {name}".rstrip()

@@ -145,7 +145,10 @@ class Ruler {
     };
     this.events = ["state", "cuts", "pinned", "size_by"].map((name) => `change:${name}`);
     this.events.forEach((event) => this.model.on(event, this.changed));
-    this.resized = new ResizeObserver(() => this.schedule());
+    this.resized = new ResizeObserver(([{ contentRect }]) => {
+      this.drawing.fit(contentRect.width);
+      this.schedule();
+    });
     this.resized.observe(this.drawing.body);
     this.changed();
   }

@@ -127,6 +127,11 @@ class Drawing {
     return event.clientX - this.track.getBoundingClientRect().left;
   }
 
+  /** Take in how wide there is to draw; to ask the page amid a frame would have it laid out twice. */
+  fit(width) {
+    this.bodyWidth = Math.round(width);
+  }
+
   say(words) {
     write(this.status, { text: words });
   }
@@ -137,7 +142,7 @@ class Drawing {
    * `held` and `refused` are handles: the one that is dragged, and one that could not go where it should.
    */
   draw({ state, cuts, pinned, sizeBy, held, refused }) {
-    const width = this.body.clientWidth - GUTTER;
+    const width = (this.bodyWidth ?? this.body.clientWidth) - GUTTER;
     // Hidden, as in a tab that is not open.
     if (width < GUTTER) return;
     const shown = { state, cuts, pinned, width, counts: countsOf(state, cuts), held, refused };
