@@ -42,15 +42,16 @@ def calibrate_one(model: str, path: Path, *, tp_sizes: list[int], quick: bool) -
     print(f"== {model}", summary(found), sep="\n", flush=True)
 
 
-def run_all(models: list[str], parts: Path, *, gpus: int, limit_s: float, words: list[str]) -> None:
-    """Measure the models side by side, each process on a GPU of its own."""
+def run_all(models: list[str], parts: Path, *, gpus: int, limit_s: float, words: list[str]) -> int:
+    """Measure the models side by side, each process on a GPU of its own; return how many were not."""
     waiting = [model for model in models if not (parts / f"{model}.json").exists()]
     running: dict[int, subprocess.Popen[bytes]] = {}
-    deadline_s = time.monotonic() + limit_s
+    deadline_s, failed = time.monotonic() + limit_s, 0
     while waiting or running:
         for gpu in range(max(1, gpus)):
             process = running.get(gpu)
             if process is not None and process.poll() is not None:
+                failed += process.returncode != 0
                 del running[gpu]
             if gpu not in running and waiting and time.monotonic() < deadline_s:
                 model = waiting.pop(0)
@@ -62,10 +63,11 @@ def run_all(models: list[str], parts: Path, *, gpus: int, limit_s: float, words:
         if time.monotonic() > deadline_s + 60:
             # A part that hangs must not keep the others from being joined.
             for process in running.values():
-                process.terminate()
+                process.kill()
         time.sleep(0.2)
     if waiting:
         print(f"time is over before {', '.join(waiting)}; run again to go on")
+    return failed + len(waiting)
 
 
 def join(models: list[str], parts: Path, links: Path, out: Path) -> None:
@@ -113,9 +115,11 @@ def main() -> None:
             print(f"links: {time.monotonic() - began_s:.0f} s", flush=True)
         except PgplanError as error:
             print(f"links were not measured: {error}")
-    run_all(models, parts, gpus=gpus, limit_s=args.limit, words=words)
+    missing = run_all(models, parts, gpus=gpus, limit_s=args.limit, words=words)
     join(models, parts, links, args.out)
     print(f"{time.monotonic() - began_s:.0f} s on {gpus} GPUs")
+    if missing:
+        sys.exit(f"{missing} of {len(models)} models are missing; run again to go on")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,16 @@ def wrong_scales(place: Place, model: ModelSpec, contents: Contents) -> Stage:
     return stage
 
 
+def blind_decode(place: Place, model: ModelSpec, kept: Contents) -> Stage:
+    """Build a stage whose decode steps attend to nothing."""
+    stage = build_stage(place, model, kept)
+    for layer in stage.layers:
+        attention: Any = layer.attention
+        attend = attention._decode
+        attention._decode = lambda *given, attend=attend: torch.zeros_like(attend(*given))
+    return stage
+
+
 FAULTS: dict[str, Callable[..., Stage]] = {
     "none": build_stage,
     "dropped": with_layers(lambda layers: layers[1:]),
@@ -87,6 +97,7 @@ FAULTS: dict[str, Callable[..., Stage]] = {
     "swapped": with_layers(lambda layers: (layers[1], layers[0], *layers[2:])),
     "wrong shard": wrong_shard,
     "wrong scales": wrong_scales,
+    "blind decode": blind_decode,
 }
 
 

@@ -152,8 +152,17 @@ def _record(
         decode=_flow(plan, "decode", rows),
         problems=problems if plan.fits or problems else plan.problems,
         environment=rows[0]["environment"] | {"date": datetime.date.today().isoformat()},
-        phase_s={name: max(row["phase_s"].get(name, 0.0) for row in rows) for name in rows[0]["phase_s"]},
+        phase_s=_phase_s(rows, at_once=len(rows) if mode == "pipeline" else plan.tp_size),
     )
+
+
+def _phase_s(rows: Sequence[dict[str, Any]], *, at_once: int) -> dict[str, float]:
+    """Return how long each phase took: the slowest of ranks that ran at once, summed over such groups."""
+    groups = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+    return {
+        name: sum(max(row["phase_s"].get(name, 0.0) for row in group) for group in groups)
+        for name in rows[0]["phase_s"]
+    }
 
 
 def _stages(plan: Plan, rows: Sequence[dict[str, Any]]) -> tuple[StageMeasurement, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ def _gathered(model: ModelSpec, rows: Sequence[dict[str, Any]]) -> Calibration:
         models=(model.name,),
         layers=tuple(sorted((layer for row in found for layer in row.layers), key=_order)),
         ends=tuple(sorted((end for row in found for end in row.ends), key=_order)),
-        links=_slowest_links([row.links for row in found if row.links is not None]),
+        # All ranks learn the slowest one's times.
+        links=next((row.links for row in found if row.links is not None), None),
     )
     return with_fit(calibration, [model], gpu)
 
@@ -149,14 +150,6 @@ def extend(known: Calibration, new: Calibration, *, models: Sequence[ModelSpec] 
             specs.setdefault(name, load_model(name))
     gpu = cpu_device() if new.device == "CPU" else find_gpu(new.gpu)
     return with_fit(merged, list(specs.values()), gpu)
-
-
-def _slowest_links(links: Sequence[LinkTimes]) -> LinkTimes | None:
-    """Return the links as the rank saw them to which a hop took the longest; all-reduces from the first."""
-    if not links:
-        return None
-    slowest = max(links, key=lambda link: link.handoff.seconds[-1])
-    return replace(slowest, all_reduces=links[0].all_reduces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

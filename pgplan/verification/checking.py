@@ -1,12 +1,13 @@
 """Check that the pipeline computes what one process computes.
 
-A shortened model runs over all stages, a prompt and then two decode steps; the last stage also builds that
+A shortened model runs over all stages, a prompt and then four decode steps; the last stage also builds that
 model whole, and compares what leaves the final norm. The values of a weight follow from its name, so a
 layer that is dropped, doubled or swapped, or a wrong shard, changes what comes out.
 
 A token's error is ``|out - reference| / |reference|`` over its hidden elements. In 16 bits the ranks'
 partial sums are rounded, and a router that sees the last bit differently may pick another expert for a
-token here and there; for models with experts a quarter of the tokens may therefore lie beyond.
+token here and there; for models with experts a quarter of the prompt's tokens, and of those that are decoded,
+may therefore lie beyond.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CACHE_TOLERANCE = 0.1
 # Activations in fp8: every rank rounds its part by the largest value there. The rounding alone, computed on
 # CPU processes, makes 0.05 to 0.19; a rank with another's scales, in a single product, 0.34 and more.
 ROUNDED_TOLERANCE = 0.25
-_SEQUENCES, _PROMPT, _DECODED = 2, 48, 2
+_SEQUENCES, _PROMPT, _DECODED = 2, 48, 4
 # The share of tokens that must lie within the tolerance.
 _WITHIN_DENSE, _WITHIN_ROUTED = 1.0, 0.75
 
@@ -144,18 +145,22 @@ def _compare(
 ) -> Check:
     import torch
 
-    out, ref = torch.cat(found), torch.cat(reference)
-    errors = ((out - ref).norm(dim=-1) / ref.norm(dim=-1)).nan_to_num(torch.inf).sort().values
     routed = any(kind.num_experts for kind in model.kinds)
     within = _WITHIN_ROUTED if routed else _WITHIN_DENSE
-    error = float(errors[round(within * len(errors)) - 1])
+    error, tokens = 0.0, 0
+    # Each by itself: few tokens are decoded, and among those of the prompt they could all be wrong.
+    for steps in (slice(0, 1), slice(1, None)):
+        out, ref = torch.cat(found[steps]), torch.cat(reference[steps])
+        errors = ((out - ref).norm(dim=-1) / ref.norm(dim=-1)).nan_to_num(torch.inf).sort().values
+        error = max(error, float(errors[round(within * len(errors)) - 1]))
+        tokens += len(errors)
     kinds = ", ".join(dict.fromkeys(f"{kind.kind}" for kind in model.layers))
     return Check(
         name="pipeline equals one process",
         passed=error <= tolerance,
         error=error,
         tolerance=tolerance,
-        detail=f"{len(errors)} tokens through {model.num_layers} layers ({kinds}) in {model.dtype}",
+        detail=f"{tokens} tokens through {model.num_layers} layers ({kinds}) in {model.dtype}",
     )
 
 

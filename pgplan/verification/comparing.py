@@ -47,7 +47,6 @@ def _compare_stages(record: Verification) -> Iterator[Comparison]:
         yield item("weight_bytes", stage.weight_bytes, measured.weight_bytes, WEIGHT_TOLERANCE)
         if not record.on_gpu:
             continue
-        yield item("kv_bytes", stage.kv_used_bytes, measured.kv_bytes, None)
         peak = stage.activation_bytes + stage.logits_bytes
         yield item("prefill_peak_bytes", peak, measured.prefill_peak_bytes, None)
         buffers = _buffer_bytes(record, measured.stage)
@@ -56,6 +55,10 @@ def _compare_stages(record: Verification) -> Iterator[Comparison]:
         yield item("context_bytes", context, measured.context_bytes, None)
         process = stage.used_bytes - stage.context_bytes + context + buffers
         yield item("process_bytes", process, measured.process_bytes, PROCESS_TOLERANCE)
+        # Weights and KV cache are laid out as planned: what the process takes beside them is what is told.
+        rest = process - stage.weight_bytes - stage.kv_used_bytes - buffers
+        held = measured.weight_bytes + measured.kv_bytes + measured.buffer_bytes
+        yield item("rest_bytes", rest, measured.process_bytes - held, None)
         promised = None if _is_emulated(record) else stage.time_error
         yield item("prefill_s", stage.prefill_s, measured.prefill.mean_s, promised)
         yield item("decode_s", stage.decode_s, measured.decode.mean_s, promised)

@@ -29,11 +29,11 @@ _HOPS, _REPEATS = 20, 20
 _IN_A_GRAPH = 10
 
 
-def measure_links(worker: Worker, *, hidden_size: int, dtype: torch.dtype) -> LinkTimes | None:
-    """Measure on every rank; the last rank of the pipeline returns a hop's times, the first all-reduces'.
+def measure_links(worker: Worker, *, hidden_size: int, dtype: torch.dtype) -> LinkTimes:
+    """Measure on every rank of a run of several.
 
-    Returns:
-        What this rank saw; ``None`` on the first, to which nothing is handed, if it is alone.
+    A hop's time is that between arrivals when many follow each other, as the slowest rank saw it; below a few
+    MiB that is what the hosts take to launch it. All-reduces are as this rank saw them.
     """
     with TensorPlane(worker.group, backend=worker.backend or "gloo", device=worker.device) as plane:
         on_gpu = plane.device.type == "cuda"

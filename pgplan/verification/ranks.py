@@ -106,13 +106,12 @@ class _Rank:
 
     def run(self) -> _Findings:
         """Do everything; ends early, on all ranks alike, when something does not fit."""
-        self._check()
-        stage = self._lay_out()
-        if stage is not None:
-            pool = self._lay_out_cache(stage)
-            if pool is not None:
-                with self._named_if_memory_ends():
-                    self._measure(stage, pool)
+        with self._named_if_memory_ends():
+            self._check()
+            stage = self._lay_out()
+            pool = self._lay_out_cache(stage) if stage is not None else None
+            if stage is not None and pool is not None:
+                self._measure(stage, pool)
         self._found.problem = self.room.problem
         self._phase("end")
         # What this rank has sent last may still be on its way out of its buffers.
@@ -121,7 +120,7 @@ class _Rank:
 
     @contextmanager
     def _named_if_memory_ends(self) -> Iterator[None]:
-        """Say which stage it was that had no memory left in the middle of a pass."""
+        """Say which stage it was that had no memory left, and in what."""
         import torch
 
         try:
@@ -198,6 +197,7 @@ class _Rank:
         prefill = Pass(stage, caches, self.prefill_step, streams=self._inputs)
         self._phase("prefill")
         peak_bytes = self._peak_bytes(stage, prefill)
+        self.room.allow_graphs()
         graphs = prefill.capture() if self.memory.on_gpu else None
         prefill_s = self.watch.time(prefill, budgets=2)
 

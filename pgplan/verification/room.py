@@ -74,10 +74,16 @@ class Room:
             return None
         assert pool is not None  # else this rank would have said so
         self.kv_bytes = pool.nbytes
-        # All fits. Graphs come on top, as in an engine, and beside them a pass of their warm-up.
+        return pool
+
+    def allow_graphs(self) -> None:
+        """Let graphs come on top of the budget, as in an engine, and beside them a pass of their warm-up.
+
+        Call it once a chunk has run within the budget.
+        """
+        planned = self._planned
         beside = planned.graph_bytes + planned.activation_bytes + planned.logits_bytes
         self.memory.limit(planned.budget_bytes + self.buffer_bytes + beside)
-        return pool
 
     def _allocate(self, size_bytes: int, dtype: torch.dtype) -> torch.Tensor | None:
         import torch
