@@ -32,6 +32,12 @@ def _kernels() -> ModuleType | None:
     return kernels
 
 
+def provider() -> str:
+    """Name what computes here on a GPU: Triton and its version, or torch."""
+    kernels = _kernels()
+    return "torch" if kernels is None else f"triton {kernels.triton.__version__}"
+
+
 def _for(*tensors: torch.Tensor) -> ModuleType | None:
     return _kernels() if all(tensor.is_cuda for tensor in tensors) else None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from pgplan.verification import fused
+
 
 def environment() -> dict[str, str]:
     """Return the versions that measurements depend on."""
@@ -15,6 +17,8 @@ def environment() -> dict[str, str]:
         versions["cuda"] = str(torch.version.cuda)
         versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call, unused-ignore]
         versions["driver"] = _driver()
+        # Without Triton the same is computed by more and slower kernels.
+        versions["element-wise"] = fused.provider()
     return versions
 
 
