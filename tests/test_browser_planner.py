@@ -119,6 +119,18 @@ def test_a_wrong_split_is_told_beside_its_field_and_the_picture_stays(planner: P
     expect(alert).to_have_count(0)
 
 
+def test_times_are_those_of_a_calibration_where_one_fits(planner: PlannerPage) -> None:
+    times = planner.field("times")
+    basis = planner.picture.locator("text", has_text="GPU times: ")
+    expect(basis).to_contain_text("roofline")
+    times.select_option("calibrated, H200 SXM 141GB")
+    expect(basis).not_to_contain_text("roofline")
+    planner.find("undo").click()
+    expect(times).to_have_value("data sheet")
+    planner.field("gpu").select_option("L40S")
+    expect(times.locator("option")).to_have_count(1)
+
+
 def test_changes_are_undone_and_made_again(planner: PlannerPage) -> None:
     planner.type("split", "18,22,22,18")
     planner.expect_split("18,22,22,18")
