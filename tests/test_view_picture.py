@@ -1,7 +1,8 @@
 import pytest
 from plan_samples import NAMES, sample
 
-from pgplan.view.picture import PARTS, make_picture
+from pgplan.view.parts import PARTS
+from pgplan.view.picture import make_picture
 
 
 @pytest.mark.parametrize("name", NAMES)

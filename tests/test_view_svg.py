@@ -108,7 +108,7 @@ def test_names_are_escaped():
 
 def test_parts_differ_without_colour():
     """Any two parts differ in texture, or in luminance by a quarter."""
-    from pgplan.view.picture import PARTS
+    from pgplan.view.parts import PARTS
 
     def luminance(colour):
         if colour == "none":

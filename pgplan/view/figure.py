@@ -14,7 +14,8 @@ from matplotlib.patches import Patch
 from pgplan.planning.record import Plan
 from pgplan.view.layout import row_label, text_width
 from pgplan.view.numbers import GIB, gib, milliseconds, short_count
-from pgplan.view.picture import ALERT, PARTS, STEADY, Part, Phase, Picture, make_picture
+from pgplan.view.parts import ALERT, PARTS, STEADY, Part, Phase, Picture
+from pgplan.view.picture import make_picture
 
 _HATCHES = {"none": "", "stripes": "||||", "dots": "....", "bands": "----", "dashes": "++++"}
 _HEIGHT = 0.72

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass
 
-from pgplan.view.picture import Picture, Row
+from pgplan.view.parts import Picture, Row
 
 MARGIN = 10.0
 _GAP = 24.0

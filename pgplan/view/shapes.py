@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from pgplan.view.picture import Hatch
+from pgplan.view.parts import Hatch
 
 Box = tuple[float, float, float, float]
 """``(x, y, width, height)`` in pixels."""

@@ -14,7 +14,8 @@ from html import escape
 from pgplan.planning.record import Plan
 from pgplan.view.layout import MARGIN, Column, Layout, lay_out, legend_labels, text_width
 from pgplan.view.numbers import GIB
-from pgplan.view.picture import ALERT, PARTS, STEADY, Marks, Phase, Picture, make_picture
+from pgplan.view.parts import ALERT, PARTS, STEADY, Marks, Phase, Picture
+from pgplan.view.picture import make_picture
 from pgplan.view.shapes import Box, bars, frames, lines, text, texture
 from pgplan.view.svg_rows import Segment, place_segments, row_hovers, row_words
 

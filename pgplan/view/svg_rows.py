@@ -7,7 +7,7 @@ from html import escape
 
 from pgplan.view.layout import Column, Layout, Places, fitted, row_label, text_width
 from pgplan.view.numbers import gib, milliseconds, short_count
-from pgplan.view.picture import PARTS, Phase, Picture, Row
+from pgplan.view.parts import PARTS, Phase, Picture, Row
 from pgplan.view.shapes import text
 
 _INKS = {part.key: part.ink for part in PARTS}

@@ -9,7 +9,8 @@ import ipywidgets as W
 
 from pgplan.planning import Plan
 from pgplan.verification import Verification
-from pgplan.view.picture import Marks, make_picture, plan_marks
+from pgplan.view.parts import Marks
+from pgplan.view.picture import make_picture, plan_marks
 from pgplan.widgets.comparison import Comparison, Figures
 from pgplan.widgets.files import Files
 from pgplan.widgets.handover import HandOver

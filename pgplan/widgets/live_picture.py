@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pgplan.view.picture import Picture
+from pgplan.view.parts import Picture
 from pgplan.view.svg import picture_pieces
 from pgplan.widgets.style import column, html
 

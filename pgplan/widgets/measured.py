@@ -7,7 +7,7 @@ from html import escape
 
 from pgplan.verification import Verification
 from pgplan.view.numbers import significant
-from pgplan.view.picture import STEADY, Marks
+from pgplan.view.parts import STEADY, Marks
 from pgplan.view.shapes import bars, lines, text
 
 _WIDTH, _LABEL, _PITCH, _BAR = 640.0, 150.0, 20.0, 11.0

@@ -16,7 +16,7 @@ from pgplan.planning import Plan
 from pgplan.planning.costing import Costing, costing_for
 from pgplan.planning.record import StagePlan
 from pgplan.view.numbers import duration, gib, milliseconds, times
-from pgplan.view.picture import PARTS
+from pgplan.view.parts import PARTS
 
 if TYPE_CHECKING:
     from pgplan.widgets.ruler_widget import Ruler
