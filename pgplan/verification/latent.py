@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec
+from pgplan.verification import compressed
 from pgplan.verification.attention import causal_attention
 from pgplan.verification.kv_cache import few_at_a_time
 from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
@@ -55,13 +56,17 @@ class LatentAttention:
         """Attend; ``x`` is ``(tokens, hidden)``, and so is the result, a partial sum of this rank's heads."""
         import torch
 
-        query, latent = self._project(x, step)
-        kept = cache[0][step.rows]
-        kept[:, step.start : step.start + step.length] = latent
+        query = self._queries(x, step)
+        kept, end = cache[0][step.rows], step.start + step.length
+        fresh = kept[:, step.start : end]
         attend = self._decode if step.is_decode else self._prefill
         if kept.dtype == x.dtype:
-            mixed = attend(query, kept[:, : step.start + step.length])
+            self._keep(x, step, fresh)
+            mixed = attend(query, kept[:, :end])
         else:
+            latent = x.new_empty(fresh.shape)
+            self._keep(x, step, latent)
+            fresh.copy_(latent)
             before, parts = kept[:, : step.start], []
             for few in few_at_a_time(kept):
                 wide = torch.cat((before[few].to(x.dtype), latent[few]), 1)
@@ -69,21 +74,22 @@ class LatentAttention:
             mixed = torch.cat(parts)
         return self.out(mixed.reshape(step.tokens, -1))
 
-    def _project(self, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return queries ``(s, t, heads, nope + rope)`` and what the cache keeps, ``(s, t, rank + rope)``."""
-        import torch
-
-        spec, shape = self.spec, (step.sequences, step.length)
+    def _queries(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+        """Return the queries, rotated, ``(s, t, heads, nope + rope)``."""
         down = x
         if self.query_down is not None:
             project, norm = self.query_down
             down = norm(project(x))
-        query = self.query(down).view(*shape, self.heads, spec.head_dim)
-        turned = self._rotary(query[..., self.nope :], step)
-        latent, key = torch.split(self.down(x), [spec.kv_lora_rank, spec.rope_dim], -1)
-        key = self._rotary(key.reshape(*shape, 1, spec.rope_dim), step)[:, :, 0]
-        latent = self.norm(latent.contiguous()).view(*shape, spec.kv_lora_rank)
-        return torch.cat((query[..., : self.nope], turned), -1), torch.cat((latent, key), -1)
+        query = self.query(down).view(step.sequences, step.length, self.heads, self.spec.head_dim)
+        turning = query[..., self.nope :]
+        turned = self._rotary(turning, step)
+        if turned is not turning:  # a kernel rotates in place
+            turning.copy_(turned)
+        return query
+
+    def _keep(self, x: torch.Tensor, step: Step, into: torch.Tensor) -> None:
+        """Write what is kept of the new tokens into ``(s, t, rank + rope)``."""
+        compressed.keep(self.down(x), self.norm.weight, *self._rotary.rows(step), into)
 
     def _prefill(self, query: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         import torch
@@ -102,15 +108,16 @@ class LatentAttention:
     def _decode(self, query: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         import torch
 
-        rank = self.spec.kv_lora_rank
+        spec = self.spec
         up_key, up_value = self._up_per_head(query.dtype)
-        nope, turned = torch.split(query[:, 0], [self.nope, self.spec.rope_dim], -1)
+        nope, turned = torch.split(query[:, 0], [self.nope, spec.rope_dim], -1)
         # (heads, s, nope) x (heads, nope, rank) -> (s, heads, rank)
         absorbed = torch.bmm(nope.transpose(0, 1), up_key).transpose(0, 1)
-        scores = torch.bmm(torch.cat((absorbed, turned), -1), present.transpose(1, 2))
-        shares = torch.softmax(scores * self.spec.head_dim**-0.5, -1, dtype=torch.float32).to(query.dtype)
-        mixed = torch.bmm(shares, present[..., :rank])
-        return torch.bmm(mixed.transpose(0, 1), up_value.transpose(1, 2)).transpose(0, 1)
+        mixed = compressed.attend(absorbed, turned, present, scale=spec.head_dim**-0.5)
+        # (heads, s, rank) x (heads, rank, v), written as (s, heads, v)
+        out = query.new_empty((len(query), self.heads, spec.v_head_dim))
+        torch.bmm(mixed.transpose(0, 1), up_value.transpose(1, 2), out=out.transpose(0, 1))
+        return out
 
     def _up_per_head(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``(heads, nope, rank)`` and ``(heads, v, rank)``, views of one matrix."""

@@ -169,9 +169,9 @@ class Rotary:
 
     def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
         """Rotate the last dimension of ``x``, shape ``(s, t, heads, elements)``; it may be written over."""
-        return fused.rotate(x, *self._rows(step))
+        return fused.rotate(x, *self.rows(step))
 
-    def _rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cosines of a step's positions, and the sines with the sign of the first half turned.
 
         All layers of a step ask for the same, and a captured graph reads them where they lie.
