@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from pgplan.launcher import Worker
 from pgplan.model.spec import ModelSpec
 from pgplan.planning import split_ranges
 from pgplan.verification.checking import build_stage, check_handoff, check_pipeline
+from pgplan.verification.hops import time_hops
 from pgplan.verification.layouts import layout_of
 from pgplan.verification.place import Place
 from pgplan.verification.quantized import Quantized
@@ -117,3 +119,20 @@ def check(worker: Worker, *, cases: list[list[Any]], pp: int, tp: int, kv_dtype:
             found.append(to_data(hops))
             worker.group.barrier()
     return found
+
+
+def hops(worker: Worker, *, pp: int, tp: int, sliced_from: int | None, delay_s: float) -> list[float]:
+    """Time hops; every stage but the last prepares each for ``delay_s``."""
+    with TensorPlane(worker.group, backend="gloo", device="cpu", timeout_s=60) as plane:
+        place = Place(worker, plane, pp_size=pp, tp_size=tp)
+        place.connect(max_tokens=8, hidden_size=16, dtype=torch.float32)
+        handoff: Any = place.handoff
+        handoff.sliced_from_bytes = sliced_from
+        outgoing = handoff.outgoing
+
+        def late(tokens: int) -> Any:
+            time.sleep(delay_s)
+            return outgoing(tokens)
+
+        handoff.outgoing = late
+        return time_hops(place, tokens=8)

@@ -58,6 +58,8 @@ class Handoff:
         stage: This rank's stage.
         sliced_from_bytes: The size of a hop from which on it is sliced; ``None`` for never.
         sent_bytes: Bytes that this rank has sent to the next stage.
+        before: The group of this rank and its counterpart in the stage before; ``None`` on the first stage.
+        after: The same with the next stage; ``None`` on the last.
 
     Raises:
         GroupError: If there are not ``pp_size * tp_size`` ranks.
@@ -89,9 +91,9 @@ class Handoff:
         self.stage, self.tp_rank = divmod(plane.rank, tp_size)
         # Edge by edge from the first stage on, so that no two stages wait for each other.
         rank, first = plane.rank, self.stage * tp_size
-        before = plane.group([rank - tp_size, rank]) if self.stage > 0 else None
+        self.before = before = plane.group([rank - tp_size, rank]) if self.stage > 0 else None
         self._beside = plane.group(range(first, first + tp_size)) if tp_size > 1 else None
-        after = plane.group([rank, rank + tp_size]) if self.stage < pp_size - 1 else None
+        self.after = after = plane.group([rank, rank + tp_size]) if self.stage < pp_size - 1 else None
         self._layout = layout = Layout(
             tensors=tensors,
             hidden_size=hidden_size,

@@ -76,7 +76,8 @@ class LinkTimes:
     Args:
         latency_s: Seconds of the smallest hand-off.
         bandwidth: Bytes per second of the largest.
-        handoff: A hop from one stage to the next, over its bytes.
+        handoff: A hop from one stage to the next, over its bytes: from the sender's output being ready to the
+            receiver having it.
         all_reduces: One for each number of ranks that was measured.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,9 +12,9 @@ from pgplan.hardware.calibration import AllReduceTimes, LinkTimes
 from pgplan.hardware.interpolation import Curve
 from pgplan.launcher import Worker
 from pgplan.verification.grid import times_s
-from pgplan.verification.passes import capture, run_hops
+from pgplan.verification.hops import time_hops
+from pgplan.verification.passes import capture
 from pgplan.verification.place import Place
-from pgplan.verification.record import Spread
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _HOP_TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 _MESSAGES = (1 << 11, 1 << 13, 1 << 16, 1 << 20, 1 << 23, 1 << 26, 1 << 28)
 _LARGEST_ON_CPU = 1 << 22
-_HOPS, _REPEATS = 20, 20
+_REPEATS = 20
 # All-reduces in one graph: the time of its launch is shared.
 _IN_A_GRAPH = 10
 
@@ -32,8 +33,9 @@ _IN_A_GRAPH = 10
 def measure_links(worker: Worker, *, hidden_size: int, dtype: torch.dtype) -> LinkTimes:
     """Measure on every rank of a run of several.
 
-    A hop's time is that between arrivals when many follow each other, as the slowest rank saw it; below a few
-    MiB that is what the hosts take to launch it. All-reduces are as this rank saw them.
+    A hop's time is from the sender's output being ready to the receiver having it (``hops``), over the
+    slowest edge between neighbouring ranks; a verification times its own hops alike. All-reduces are as this
+    rank saw them, many in one graph.
     """
     with TensorPlane(worker.group, backend=worker.backend or "gloo", device=worker.device) as plane:
         on_gpu = plane.device.type == "cuda"
@@ -70,10 +72,8 @@ def _groups(worker: Worker, plane: TensorPlane) -> list[tuple[int, TensorGroup]]
 
 
 def _hop_s(place: Place, tokens: int) -> float:
-    """Return the median seconds of a hop; all ranks learn the slowest."""
-    run_hops(place, tokens=tokens, hops=2)
-    seconds = run_hops(place, tokens=tokens, hops=_HOPS)
-    return place.most(0.0 if place.is_first else Spread.of(seconds).median_s)
+    """Return the median seconds of a hop; all ranks learn the slowest edge's."""
+    return place.most(statistics.median(time_hops(place, tokens=tokens) or [0.0]))
 
 
 def _all_reduce_s(group: TensorGroup, size: int, dtype: torch.dtype) -> float:
@@ -91,7 +91,7 @@ def _all_reduce_s(group: TensorGroup, size: int, dtype: torch.dtype) -> float:
     if device.type == "cuda":
         run = capture(several, device).replay
     times_s(run, device, repeats=3)
-    return Spread.of(times_s(run, device, repeats=_REPEATS)).median_s / _IN_A_GRAPH
+    return statistics.median(times_s(run, device, repeats=_REPEATS)) / _IN_A_GRAPH
 
 
 def _curve(sizes: list[int], seconds: Callable[[int], float]) -> Curve:

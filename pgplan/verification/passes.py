@@ -143,22 +143,6 @@ def run_pipeline(
     return list(zip(marks[::2], marks[1::2], strict=True))
 
 
-def run_hops(place: Place, *, tokens: int, hops: int) -> list[float]:
-    """Pass ``hops`` messages from the first stage to the last; return the seconds between their arrivals."""
-    handoff = place.handoff
-    assert handoff is not None  # a pipeline of one stage has no hops
-    clock = Clock(place.device)
-    for _ in range(hops + 1):
-        if not place.is_first:
-            recv_stage(handoff, tokens).wait()
-        clock.mark()
-        if not place.is_last:
-            send_stage(handoff, *handoff.outgoing(tokens))
-    place.plane.synchronize()
-    marks = clock.read()
-    return [after - before for before, after in pairwise(marks)]
-
-
 def run_repeatedly(place: Place, run: Callable[[], object], *, repeats: int) -> list[float]:
     """Return the seconds of each of ``repeats`` runs, back to back."""
     clock = Clock(place.device)

@@ -77,7 +77,8 @@ class StageMeasurement:
         process_bytes: The most that the process took of the device; 0 on a CPU.
         context_bytes: The part of it that torch did not allocate: context, libraries, NCCL, graphs.
         prefill, decode: A chunk of ``prefill_tokens``, a step of ``decode_batch`` tokens.
-        handoff_prefill, handoff_decode: The hop that brought their activations here.
+        handoff_prefill, handoff_decode: The hop that brought their activations here: from the sender's output
+            being ready to this stage having it (``hops``).
     """
 
     stage: int

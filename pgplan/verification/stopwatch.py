@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pgplan.verification.passes import Pass, run_hops, run_pipeline, run_repeatedly
+from pgplan.verification.hops import time_hops
+from pgplan.verification.passes import Pass, run_pipeline, run_repeatedly
 from pgplan.verification.pieces import Step
 from pgplan.verification.place import Place
 from pgplan.verification.record import FlowMeasurement, Spread
@@ -17,7 +18,7 @@ from pgplan.verification.record import FlowMeasurement, Spread
 # How long a measurement may take; on a CPU, where times are worth little, a part of it.
 _BUDGET_S, _ON_CPU = 1.0, 0.2
 _FEWEST, _MOST, _FLOW_MOST = 5, 400, 64
-_HOPS, _ALONE = 30, 4
+_ALONE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,11 @@ class Stopwatch:
         return Spread.of(run_repeatedly(self.place, work.run, repeats=repeats))
 
     def hop(self, step: Step) -> Spread | None:
-        """Time the hop that brings a step's activations here; ``None`` where none comes."""
+        """Time the hop that brings a step's activations here, whole or sliced; ``None`` where none comes."""
         if self.place.handoff is None:
             return None
-        seconds = run_hops(self.place, tokens=step.tokens, hops=_HOPS)
-        return None if self.place.is_first else Spread.of(seconds)
+        seconds = time_hops(self.place, tokens=step.tokens)
+        return Spread.of(seconds) if seconds else None
 
     def flow(
         self, passes: Sequence[Pass], each: Spread, *, in_flight: int
