@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import pgplan as pg
-from pgplan.cost.fitting import fit_rates, points_of, seen_classes, with_fit
+from pgplan.cost.fitting import _least_squares, fit_rates, points_of, seen_classes, with_fit
 from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.cost.rates import Rates
 from pgplan.cost.timing import Batch, by_part, embedding_work, head_work, layer_work
@@ -216,6 +217,26 @@ def test_the_fit_finds_the_rates_of_the_device() -> None:
     assert "latent" not in seen and "latent_cache" not in seen
     for name in ("product", "weights", "expert_weights"):
         assert getattr(found.shares, name) == pytest.approx(getattr(true.shares, name), rel=0.03)
+
+
+def test_no_class_is_fitted_to_be_faster_than_the_data_sheet() -> None:
+    usual = slow_rates()
+    # A device that copies within its cache, three times as fast as its memory.
+    true = replace(usual, shares=replace(usual.shares, copy=3.0))
+    points = points_of(measured(LLAMA, true), LLAMA)
+    found = fit_rates(points, H200).shares
+    assert found.copy == 1.0
+    assert found.product == pytest.approx(true.shares.product, rel=0.05)
+
+
+def test_a_bound_is_kept_and_the_others_are_solved_for_beside_it() -> None:
+    def residuals(theta: list[float]) -> list[float]:
+        # Without a bound (3, -1); with the first at 1 the second is where the two halves agree.
+        return [theta[0] + theta[1] - 2, theta[0] - theta[1] - 4, 1e-9 * theta[0]]
+
+    free, bound = (_least_squares(residuals, [0.0, -0.5], most=[most, 5.0]) for most in (math.inf, 1.0))
+    assert free == pytest.approx([3.0, -1.0], abs=1e-5)
+    assert bound[0] == 1.0 and bound[1] == pytest.approx(-1.0, abs=1e-5)
 
 
 def test_the_error_of_a_fit_is_that_of_models_it_has_not_seen() -> None:

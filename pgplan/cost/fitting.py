@@ -3,7 +3,8 @@
 Each time is explained as its work at some rates (``cost.rates``): per piece of work the longer of arithmetic
 and bytes, plus the shortest time of its kernels. The logarithms of the rates are found by damped least
 squares (Levenberg-Marquardt) on the logarithms of the times, so that a microsecond step counts as much as a
-prefill of milliseconds; a weak pull towards the roofline holds what no time depends on.
+prefill of milliseconds; a weak pull towards the roofline holds what no time depends on, and no share goes
+above 1, the data sheet.
 
 Glossary
     theta     logarithms of the classes' shares, in the order of ``_CLASSES``
@@ -132,7 +133,10 @@ def fit_rates(points: Sequence[Point], gpu: GPU) -> Rates:
         ]
         return found + [_PULL * (value - start) for value, start in zip(theta, usual, strict=True)]
 
-    return _rates(gpu, _least_squares(residuals, usual))
+    # No class can be faster than the data sheet. What is (copies within the cache, say) is explained by less
+    # of the others' time, and the error tells how far that goes wrong.
+    most = [math.inf if name.endswith("_s") else 0.0 for name in _CLASSES]
+    return _rates(gpu, _least_squares(residuals, usual, most=most))
 
 
 def _rates(gpu: GPU, theta: Sequence[float]) -> Rates:
@@ -157,8 +161,14 @@ def _misses(points: Sequence[Point], rates: Rates) -> list[float]:
     return [abs(sum(rates.seconds(item) for item in point.work) / point.seconds - 1) for point in points]
 
 
-def _least_squares(residuals: Callable[[list[float]], list[float]], start: list[float]) -> list[float]:
-    """Return the ``theta`` with the least sum of squared residuals near ``start``."""
+def _least_squares(
+    residuals: Callable[[list[float]], list[float]], start: list[float], *, most: list[float]
+) -> list[float]:
+    """Return the ``theta`` with the least sum of squared residuals near ``start``, none above ``most``.
+
+    Those that are at their bound and would go beyond stay there in a step, and the others are solved for; a
+    step that goes beyond a bound ends at it.
+    """
     theta, found = list(start), residuals(start)
     damping = 1e-2
     for _ in range(_STEPS):
@@ -166,16 +176,19 @@ def _least_squares(residuals: Callable[[list[float]], list[float]], start: list[
         for index in range(len(theta)):
             moved = [value + _WIGGLE * (index == other) for other, value in enumerate(theta)]
             columns.append([(b - a) / _WIGGLE for a, b in zip(found, residuals(moved), strict=True)])
-        normal = [[sum(map(_product, a, b)) for b in columns] for a in columns]
-        slope = [-sum(map(_product, a, found)) for a in columns]
+        slopes = [-sum(map(_product, column, found)) for column in columns]
+        free = [index for index, slope in enumerate(slopes) if theta[index] < most[index] or slope < 0]
+        normal = [[sum(map(_product, columns[a], columns[b])) for b in free] for a in free]
         for index, row in enumerate(normal):
             row[index] *= 1 + damping
-        step = _solve(normal, slope)
-        tried = [value + change for value, change in zip(theta, step, strict=True)]
+        tried = list(theta)
+        for index, change in zip(free, _solve(normal, [slopes[index] for index in free]), strict=True):
+            tried[index] = min(theta[index] + change, most[index])
         after = residuals(tried)
         if sum(map(_product, after, after)) < sum(map(_product, found, found)):
+            moved_by = max(abs(new - old) for new, old in zip(tried, theta, strict=True))
             theta, found, damping = tried, after, damping / 4
-            if max(map(abs, step)) < 1e-6:
+            if moved_by < 1e-6:
                 break
         else:
             damping *= 8
