@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec, Weight
-from pgplan.verification import fused, products
+from pgplan.verification import fused, products, routed
 from pgplan.verification.pieces import Linear, make_weight
 from pgplan.verification.quantized import Quantized
 from pgplan.verification.shards import Shards
@@ -32,7 +32,8 @@ class Experts:
     """Send each token to the experts that a router picks, and sum what they give.
 
     Tokens are sorted by expert, so that each of the two products is one call over all experts, however
-    uneven their shares; nothing is said to the host, so decode can be captured in a graph.
+    uneven their shares; nothing is said to the host, so decode can be captured in a graph. On a GPU
+    ``routed`` does that in kernels of its own.
     """
 
     def __init__(self, layer: LayerSpec, shards: Shards, place: str) -> None:
@@ -41,9 +42,9 @@ class Experts:
             by_part.setdefault(weight.part, []).append(weight)
         self._count, self._visited = layer.num_experts, layer.experts_per_token
         self.router = Linear.make(shards, place, by_part["router"][0])
-        routed = by_part["experts"]
-        self.up = make_weight(shards, place, *(w for w in routed if w.shard == "column"))
-        self.down = make_weight(shards, place, next(w for w in routed if w.shard == "row"))
+        weights = by_part["experts"]
+        self.up = make_weight(shards, place, *(w for w in weights if w.shard == "column"))
+        self.down = make_weight(shards, place, next(w for w in weights if w.shard == "row"))
         shared = by_part.get("shared_experts", [])
         gates = [weight for weight in shared if weight.shard == "replicated"]
         self.shared = Mlp([w for w in shared if w not in gates], shards, place) if shared else None
@@ -53,24 +54,31 @@ class Experts:
         """Map ``(tokens, hidden)`` to a partial sum of the same shape."""
         import torch
 
-        scores = torch.softmax(self.router(x), -1, dtype=torch.float32)
-        shares, picked = scores.topk(self._visited, -1)
-        shares = shares / shares.sum(-1, keepdim=True)
-        expert, order = picked.view(-1).sort()
-        ends = torch.searchsorted(
-            expert, torch.arange(self._count, device=x.device, dtype=expert.dtype), right=True
-        ).to(torch.int32)
-        inner = _activate(grouped_product(x[order // self._visited], self.up, ends), gated=True)
-        # Back in the order of the tokens; a scatter-add would sum in an order that changes.
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        each = grouped_product(inner, self.down, ends)[back].view(len(x), self._visited, -1)
-        out = torch.bmm(shares[:, None].to(x.dtype), each)[:, 0]
+        out = self._routed(x)
         if self.shared is None:
             return out
         beside = self.shared(x)
         if self.shared_gate is not None:
             beside = torch.sigmoid(self.shared_gate(x)) * beside
         return out + beside
+
+    def _routed(self, x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        scores, up, down = self.router(x), self.up, self.down
+        if routed.serves(x) and isinstance(up, torch.Tensor) and isinstance(down, torch.Tensor):
+            return routed.route(scores, x, up, down, visited=self._visited)
+        shares, picked = torch.softmax(scores, -1, dtype=torch.float32).topk(self._visited, -1)
+        shares = shares / shares.sum(-1, keepdim=True)
+        expert, order = picked.view(-1).sort()
+        ends = torch.searchsorted(
+            expert, torch.arange(self._count, device=x.device, dtype=expert.dtype), right=True
+        ).to(torch.int32)
+        inner = _activate(grouped_product(x[order // self._visited], up, ends), gated=True)
+        # Back in the order of the tokens; a scatter-add would sum in an order that changes.
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        each = grouped_product(inner, down, ends)[back].view(len(x), self._visited, -1)
+        return torch.bmm(shares[:, None].to(x.dtype), each)[:, 0]
 
 
 def grouped_product(x: torch.Tensor, weight: torch.Tensor | Quantized, ends: torch.Tensor) -> torch.Tensor:
