@@ -15,11 +15,11 @@ import torch
 import pgplan as pg
 from pgplan.cli import main
 from pgplan.cost.pricing import layer_digest
-from pgplan.errors import BackendError, HardwareError, LaunchError, ModelError
+from pgplan.errors import BackendError, CalibrationError, HardwareError, LaunchError, ModelError
 from pgplan.hardware import cpu_device
 from pgplan.launcher import Event
 from pgplan.launcher.backends import visible_gpus
-from pgplan.verification.calibrating import calibrate, summary
+from pgplan.verification.calibrating import _check_device, calibrate, summary
 from pgplan.verification.grid import ON_CPU, Bench
 
 pytestmark = pytest.mark.skipif(visible_gpus() > 0, reason="this machine has GPUs")
@@ -102,6 +102,28 @@ def test_wrong_input_is_refused_before_any_process_starts() -> None:
         calibrate(MODEL, gpu_count=0)
     with pytest.raises(ModelError):
         calibrate("no-such-model")
+
+
+def test_a_file_of_another_device_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "h200.json"
+    other = pg.Calibration(gpu="H200 SXM 141GB", device="NVIDIA H200", date="", environment={}, models=())
+    other.save(path)
+    started: list[Event] = []
+    with pytest.raises(CalibrationError, match="H200 SXM 141GB cannot take what is measured on CPU"):
+        calibrate(MODEL, known=other, on_event=started.append)
+    assert not started
+    assert main(["calibrate", "qwen3-0.6b", "-o", str(path)]) != 0
+    assert "keep a file for each" in capsys.readouterr().err
+    assert pg.Calibration.load(path) == other
+
+
+def test_a_rank_refuses_another_gpu_than_the_files() -> None:
+    with pytest.raises(CalibrationError, match="A100"):
+        _check_device("A100", "H200 SXM 141GB")
+    _check_device("H200 SXM 141GB", "H200 SXM 141GB")
+    _check_device(None, "H200 SXM 141GB")
 
 
 def test_a_layer_is_timed_on_the_steps_that_plans_are_made_for() -> None:

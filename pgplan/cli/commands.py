@@ -176,7 +176,7 @@ def _notebooks() -> Path:
 
 
 def _calibrate(args: Namespace) -> int:
-    from pgplan.verification.calibrating import calibrate, extend, summary
+    from pgplan.verification.calibrating import calibrate, summary
 
     model = load_model(args.model)
     known = Calibration.load(args.output) if args.output and Path(args.output).exists() else None
@@ -189,10 +189,9 @@ def _calibrate(args: Namespace) -> int:
         gpu_count=args.gpu_count,
         tp_sizes=tp_sizes,
         quick=args.quick,
+        known=known,
         show=None if args.json else "terminal",
     )
-    if known is not None:
-        found = extend(known, found, models=[model])
     if args.output:
         found.save(args.output)
     print(found.to_json() if args.json else summary(found))

@@ -20,6 +20,7 @@ from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.record import FlowMeasurement, Mode, StageMeasurement, Verification
 from pgplan.verification.scaling import narrowed, narrowing_factor, small_workload
 from pgplan.verification.shards import check_supported
+from pgplan.verification.surroundings import variables
 
 _ENTRY = "pgplan.verification.ranks:verify_rank"
 
@@ -85,7 +86,7 @@ def verify(
             backend=chosen,
             timeout=timeout,
             args={"plan": laid_out.to_json(), "alone": alone},
-            env=_environment(chosen),
+            env=variables(chosen),
             on_event=on_event,
             show=show,
             log_dir=log_dir,
@@ -127,13 +128,6 @@ def _narrow(plan: Plan) -> tuple[Plan, int]:
         split=plan.split,
     )
     return small, factor
-
-
-def _environment(backend: Backend) -> dict[str, str]:
-    if backend == "gloo":
-        return {}
-    # Multicast buffers would be memory that the plan does not know of.
-    return {"NCCL_NVLS_ENABLE": "0"}
 
 
 def _record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,17 +13,17 @@ from typing import Any
 from pgplan.codec import from_data, to_data
 from pgplan.cost.fitting import with_fit
 from pgplan.cost.sharding import check_tp_size
-from pgplan.errors import BackendError, HardwareError, ModelError
+from pgplan.errors import BackendError, CalibrationError, HardwareError, ModelError
 from pgplan.hardware import Calibration, cpu_device, find_gpu, known_gpu
 from pgplan.hardware.calibration import EndTimes, LayerTimes, LinkTimes
 from pgplan.launcher import Event, Worker, launch
-from pgplan.launcher.backends import visible_gpus
+from pgplan.launcher.backends import Backend, visible_gpus
 from pgplan.launcher.show import Show
 from pgplan.model import ModelSpec, load_model
 from pgplan.verification.grid import ON_CPU, ON_GPU, QUICK, Bench, Sizes
 from pgplan.verification.products import check_real, kernels_entry
 from pgplan.verification.shards import check_supported
-from pgplan.verification.surroundings import environment
+from pgplan.verification.surroundings import environment, variables
 
 _ENTRY = "pgplan.verification.calibrating:calibrate_rank"
 
@@ -33,6 +34,7 @@ def calibrate(
     gpu_count: int | None = None,
     tp_sizes: Sequence[int] | None = None,
     quick: bool = False,
+    known: Calibration | None = None,
     timeout: float | None = 600.0,
     on_event: Callable[[Event], None] | None = None,
     show: Show | None = None,
@@ -48,14 +50,16 @@ def calibrate(
         tp_sizes: For which tensor parallelism; the shard of one rank is timed. ``None``: 1, 2, 4, ... up to
             the number of GPUs, as far as the model allows.
         quick: Whether to measure at fewer sizes.
+        known: What was measured here before, to be added to.
         timeout: When to give up, in seconds.
         on_event: Called with every event of the processes.
         show: ``"terminal"`` or ``"notebook"`` to show progress there.
 
     Returns:
-        What was measured, with efficiencies fitted to it for other models.
+        What was measured, beside what was known, with efficiencies fitted to all of it for other models.
 
     Raises:
+        CalibrationError: If ``known`` is of another device; nothing is measured then.
         ModelError: If the model has layers that are not computed here, or weights in a storage that is not.
         HardwareError: If the GPU is not in the table, or ``tp_sizes`` does not suit the model.
         LaunchError: If a worker failed; names the first one, with its cause, such as a quantized storage that
@@ -76,21 +80,34 @@ def calibrate(
             f"gpu_count must lie between 1 and the {gpus or 'processes'} there are, got {ranks}"
         )
     sizes = (QUICK if quick else ON_GPU) if gpus else ON_CPU
+    backend: Backend = "nccl" if gpus else "gloo"
+    if known is not None and (known.device == "CPU") == bool(gpus):
+        _check_device(known.gpu, "a GPU" if gpus else cpu_device().name)
     result = launch(
         _ENTRY,
         ranks=ranks,
-        backend="nccl" if gpus else "gloo",
+        backend=backend,
         timeout=timeout,
         args={
             "model": to_data(spec),
             "tp_sizes": list(_tp_sizes(spec, tp_sizes, ranks)),
             "sizes": to_data(sizes),
+            "expected": known.gpu if known is not None else None,
         },
-        env={"NCCL_NVLS_ENABLE": "0"} if gpus else {},
+        env=variables(backend),
         on_event=on_event,
         show=show,
     )
-    return _gathered(spec, result.results)
+    found = _gathered(spec, result.results)
+    return found if known is None else extend(known, found, models=[spec])
+
+
+def _check_device(expected: str | None, name: str) -> None:
+    """Refuse to measure what could not be added to a calibration of the device ``expected``."""
+    if expected not in (None, name):
+        raise CalibrationError(
+            f"a calibration of {expected} cannot take what is measured on {name}; keep a file for each"
+        )
 
 
 def _tp_sizes(model: ModelSpec, asked: Sequence[int] | None, ranks: int) -> Sequence[int]:
@@ -165,7 +182,12 @@ class _Found:
 
 
 def calibrate_rank(
-    worker: Worker, *, model: dict[str, Any], tp_sizes: list[int], sizes: dict[str, Any]
+    worker: Worker,
+    *,
+    model: dict[str, Any],
+    tp_sizes: list[int],
+    sizes: dict[str, Any],
+    expected: str | None = None,
 ) -> dict[str, Any]:
     """Measure one rank's part; an entry for the launcher.
 
@@ -173,54 +195,73 @@ def calibrate_rank(
     """
     import torch
 
-    from pgplan.verification.links import measure_links
-
     spec = from_data(ModelSpec, model, where="model")
-    device = torch.device(worker.device)
-    name, total_bytes = "CPU", 0
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        name = torch.cuda.get_device_name(device)
-        total_bytes = torch.cuda.get_device_properties(device).total_memory
-        known_gpu(name, total_bytes)  # a device that has no data sheet is refused before it is measured
+    name, total_bytes = _prepare(worker, expected)
+    if name != "CPU":
         for tp_size in tp_sizes:
-            check_real(spec, tp_size=tp_size, device=device.type)
-    else:
-        # One thread: several wait for each other wherever another program has a core.
-        torch.set_num_threads(1)
-    steps = 0
-
-    def told() -> None:
-        nonlocal steps
-        steps += 1
-        worker.progress(steps)
-
+            check_real(spec, tp_size=tp_size, device="cuda")
     with torch.inference_mode():
-        links = None
-        if worker.world_size > 1:
-            # First, while all ranks are at the same place: later they are done at different times.
-            worker.phase("links")
-            links = measure_links(worker, hidden_size=spec.hidden_size, dtype=getattr(torch, spec.dtype))
-        bench = Bench(spec, device, from_data(Sizes, sizes, where="sizes"), told=told)
-        # Layers take the longest: they come first, so that each rank has some.
-        tasks = [(kind, tp_size) for kind in (*range(len(spec.kinds)), None) for tp_size in tp_sizes]
-        layers: list[LayerTimes] = []
-        ends: list[EndTimes] = []
-        for kind, tp_size in tasks[worker.rank :: worker.world_size]:
-            worker.phase("embedding and head" if kind is None else spec.kinds[kind].kind)
-            if kind is None:
-                ends.append(bench.ends(tp_size=tp_size))
-            else:
-                layers.append(bench.layer(kind, tp_size=tp_size))
+        # First, while all ranks are at the same place: later they are done at different times.
+        links = _links(worker, spec)
+        layers, ends = _share(worker, spec, tp_sizes, from_data(Sizes, sizes, where="sizes"))
+    kernels = kernels_entry(spec, tp_size=max(tp_sizes, default=1), device="cpu" if name == "CPU" else "cuda")
     found = _Found(
         device=name,
         total_bytes=total_bytes,
-        environment=environment() | kernels_entry(spec, tp_size=max(tp_sizes), device=device.type),
+        environment=environment() | kernels,
         layers=tuple(layers),
         ends=tuple(ends),
         links=links,
     )
     return dict(to_data(found))
+
+
+def _prepare(worker: Worker, expected: str | None) -> tuple[str, int]:
+    """Take the rank's device, and return its name and memory; one that could not be used is refused here."""
+    import torch
+
+    device = torch.device(worker.device)
+    if device.type == "cpu":
+        # One thread: several wait for each other wherever another program has a core.
+        torch.set_num_threads(1)
+        return "CPU", 0
+    torch.cuda.set_device(device)
+    name = torch.cuda.get_device_name(device)
+    total_bytes = torch.cuda.get_device_properties(device).total_memory
+    _check_device(expected, known_gpu(name, total_bytes).name)
+    return name, total_bytes
+
+
+def _links(worker: Worker, model: ModelSpec) -> LinkTimes | None:
+    import torch
+
+    from pgplan.verification.links import measure_links
+
+    if worker.world_size == 1:
+        return None
+    worker.phase("links")
+    return measure_links(worker, hidden_size=model.hidden_size, dtype=getattr(torch, model.dtype))
+
+
+def _share(
+    worker: Worker, model: ModelSpec, tp_sizes: list[int], sizes: Sizes
+) -> tuple[list[LayerTimes], list[EndTimes]]:
+    """Time this rank's share of the layers, embeddings and heads."""
+    import torch
+
+    points = itertools.count(1)
+    bench = Bench(model, torch.device(worker.device), sizes, told=lambda: worker.progress(next(points)))
+    # Layers take the longest: they come first, so that each rank has some.
+    tasks = [(kind, tp_size) for kind in (*range(len(model.kinds)), None) for tp_size in tp_sizes]
+    layers: list[LayerTimes] = []
+    ends: list[EndTimes] = []
+    for kind, tp_size in tasks[worker.rank :: worker.world_size]:
+        worker.phase("embedding and head" if kind is None else model.kinds[kind].kind)
+        if kind is None:
+            ends.append(bench.ends(tp_size=tp_size))
+        else:
+            layers.append(bench.layer(kind, tp_size=tp_size))
+    return layers, ends
 
 
 def summary(calibration: Calibration) -> str:

@@ -1,4 +1,4 @@
-"""The versions that measurements depend on."""
+"""What measurements depend on beside the code: versions, and what ranks are started with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import platform
 from pathlib import Path
 
 from pgplan.verification import fused
+
+
+def variables(backend: str | None) -> dict[str, str]:
+    """Return the environment variables that ranks are started with.
+
+    >>> variables("nccl"), variables("gloo")
+    ({'NCCL_NVLS_ENABLE': '0'}, {})
+    """
+    # Multicast buffers would be memory that no plan knows of.
+    return {"NCCL_NVLS_ENABLE": "0"} if backend == "nccl" else {}
 
 
 def environment() -> dict[str, str]:
