@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # What a split costs beside its tokens, in tiles: the first loads, and parts that are written and read again.
 _SPLIT_TILES = 2
 _FEWEST_TOKENS, _MOST_SPLITS = 128, 64
+# How often the programs may fill the GPU; each leaves 2 KiB per head in a scratch, together 70 MB at most.
+_MOST_WAVES = 4
 _COMBINED_AT_ONCE = 128
 
 
@@ -58,12 +60,12 @@ class Tiling:
         >>> [tiling.splits(sequences=s, heads=16, tokens=4096, processors=132) for s in (1, 16, 256)]
         [32, 16, 1]
         """
-        programs = sequences * -(-heads // self.heads)
-        most = min(_MOST_SPLITS, max(1, tokens // _FEWEST_TOKENS))
+        programs, places = sequences * -(-heads // self.heads), processors * self.resident
+        most = max(1, min(_MOST_SPLITS, tokens // _FEWEST_TOKENS, _MOST_WAVES * places // programs))
 
         def tiles(splits: int) -> int:
-            """Count the tiles that one place for programs has to do with, one program after the other."""
-            waves = -(-programs * splits // (processors * self.resident))
+            """Count the tiles that a place for programs goes through, one program after the other."""
+            waves = -(-programs * splits // places)
             each = -(-tokens // (splits * self.tokens))
             return waves * (each + (_SPLIT_TILES if splits > 1 else 0))
 
