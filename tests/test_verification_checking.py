@@ -75,3 +75,37 @@ def test_a_cache_in_fp8_is_written_and_read_alike_by_all() -> None:
     assert [check["passed"] for check in checks] == [True] * 3 + [False]
     assert all(check["tolerance"] == CACHE_TOLERANCE for check in checks)
     assert all(check["error"] < 0.01 for check in checks[:3])
+
+
+def run_alone(cases: list[list[Any]], *, stage: int) -> list[Any]:
+    """Return what the first of two ranks says of one of three stages that runs by itself."""
+    result = launch(
+        "verification_entries:check_alone",
+        ranks=2,
+        backend="gloo",
+        timeout=100,
+        args={"cases": cases, "pp": 3, "stage": stage},
+        env={"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert result.results[1] == [None] * len(cases)
+    return list(result.results[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_ranks_of_a_lone_stage_compute_what_one_process_does(stage: int) -> None:
+    names = ("llama-3.1-8b", "deepseek-v2-lite")
+    checks = run_alone(
+        [*([name, 9, [3, 3, 3], "none"] for name in names), ["llama-3.1-8b", 9, [3, 3, 3], "wrong shard"]],
+        stage=stage,
+    )
+    assert [check["passed"] for check in checks] == [True, True, False]
+    assert {check["name"] for check in checks} == {f"stage {stage} equals one process"}
+    assert all(0 < check["error"] < 1e-4 for check in checks[:2]) and checks[2]["error"] > 0.04
+    assert checks[0]["detail"].startswith("104 tokens through 2 layers (full, dense)")
+
+
+@pytest.mark.slow
+def test_a_layer_that_does_not_fit_whole_is_not_compared_and_said_to_be_so() -> None:
+    (found,) = run_alone([["llama-3.1-8b", 9, [3, 3, 3], "full"]], stage=1)
+    assert found.startswith("stage 1 was not compared with one process: a whole layer of llama-3.1-8b")

@@ -15,13 +15,14 @@ from pgplan.distributed.tensor_plane import TensorPlane
 from pgplan.launcher import Worker
 from pgplan.model.spec import ModelSpec
 from pgplan.planning import split_ranges
-from pgplan.verification.checking import build_stage, check_handoff, check_pipeline
+from pgplan.verification.checking import build_stage, check_handoff, check_layers
 from pgplan.verification.hops import time_hops
 from pgplan.verification.layouts import layout_of
 from pgplan.verification.place import Place
 from pgplan.verification.quantized import Quantized
 from pgplan.verification.quantized_shards import quantized_shard
 from pgplan.verification.scaling import narrowed, narrowing_factor, shortened
+from pgplan.verification.shards import Shards
 from pgplan.verification.stage import Contents, Stage
 
 
@@ -103,6 +104,33 @@ FAULTS: dict[str, Callable[..., Stage]] = {
 }
 
 
+def as_if_first(build: Callable[..., Stage]) -> Callable[..., Stage]:
+    """Put the fault of the first stage into whichever stage is alone."""
+
+    def faulty(place: Place, model: ModelSpec, kept: Contents) -> Stage:
+        own, place.stage = place.stage, 0
+        stage = build(place, model, kept)
+        place.stage = own
+        return stage
+
+    return faulty
+
+
+def full(place: Place, model: ModelSpec, kept: Contents) -> Stage:
+    """Build a stage that leaves no memory for a layer that is whole."""
+    stage = build_stage(place, model, kept)
+
+    def no_memory(*given: object) -> None:
+        raise torch.OutOfMemoryError("none is left")
+
+    if place.tp_rank == 0:
+        Shards.begin = no_memory  # type: ignore[method-assign]
+    return stage
+
+
+ALONE_FAULTS = {"none": build_stage, "wrong shard": as_if_first(wrong_shard), "full": full}
+
+
 def check(worker: Worker, *, cases: list[list[Any]], pp: int, tp: int, kv_dtype: str = "auto") -> list[Any]:
     """Run the check for each case ``[model, layers, split, fault]``."""
     torch.set_num_threads(1)
@@ -114,7 +142,7 @@ def check(worker: Worker, *, cases: list[list[Any]], pp: int, tp: int, kv_dtype:
             place = Place(worker, plane, pp_size=pp, tp_size=tp)
             place.connect(max_tokens=128, hidden_size=model.hidden_size, dtype=torch.float32)
             kept = replace(contents(model, short, place.stage), kv_dtype=kv_dtype)
-            found.append(to_data(check_pipeline(place, model, kept, build=FAULTS[fault])))
+            found.append(to_data(check_layers(place, model, kept, build=FAULTS[fault])))
             hops = check_handoff(place, tokens=16, hidden_size=model.hidden_size, dtype=torch.float32)
             found.append(to_data(hops))
             worker.group.barrier()
@@ -136,3 +164,17 @@ def hops(worker: Worker, *, pp: int, tp: int, sliced_from: int | None, delay_s: 
 
         handoff.outgoing = late
         return time_hops(place, tokens=8)
+
+
+def check_alone(worker: Worker, *, cases: list[list[Any]], pp: int, stage: int) -> list[Any]:
+    """Run the check of one stage by itself for each case ``[model, layers, split, fault]``."""
+    torch.set_num_threads(1)
+    found = []
+    with TensorPlane(worker.group, backend="gloo", device="cpu", timeout_s=60) as plane:
+        for name, layers, split, fault in cases:
+            model, short = shortened(small(name, layers=layers), tuple(split))
+            place = Place(worker, plane, pp_size=pp, tp_size=worker.world_size, alone=stage)
+            kept = contents(model, short, stage)
+            found.append(to_data(check_layers(place, model, kept, build=ALONE_FAULTS[fault])))
+            worker.group.barrier()
+    return found

@@ -141,6 +141,7 @@ def _record(
         backend=backend,
         mode=mode,
         checks=tuple(from_data(Check, check, where="check") for row in rows for check in row["checks"]),
+        unchecked=tuple(text for row in rows for text in row["unchecked"]),
         stages=_stages(plan, rows),
         prefill=_flow(plan, "prefill", rows),
         decode=_flow(plan, "decode", rows),

@@ -1,8 +1,10 @@
 """Check that the pipeline computes what one process computes.
 
-A shortened model runs over all stages, a prompt and then four decode steps; the last stage also builds that
-model whole, and compares what leaves the final norm. The values of a weight follow from its name, so a
-layer that is dropped, doubled or swapped, or a wrong shard, changes what comes out.
+A shortened model runs over all stages, a prompt and then four decode steps, and one rank of the last stage
+compares what leaves the final norm with what it computes alone. A stage that runs by itself is compared in
+the same way, from random activations to what leaves its last layer. Alone, one layer after the other is built
+whole and given back, so that a model fits the check if any of its layers fits a GPU. The values of a weight
+follow from its name, so a layer that is dropped, doubled or swapped, or a wrong shard, changes what comes out.
 
 A token's error is ``|out - reference| / |reference|`` over its hidden elements. In 16 bits the ranks'
 partial sums are rounded, and a router that sees the last bit differently may pick another expert for a
@@ -39,6 +41,8 @@ _SEQUENCES, _PROMPT, _DECODED = 2, 48, 4
 _WITHIN_DENSE, _WITHIN_ROUTED = 1.0, 0.75
 
 Build = Callable[[Place, ModelSpec, Contents], Stage]
+# Hidden and residual; right after the embedding there is no residual yet.
+Streams = tuple["torch.Tensor", "torch.Tensor | None"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +69,10 @@ def build_stage(place: Place, model: ModelSpec, contents: Contents) -> Stage:
     return Stage(model, contents, place.shards(), reduce=place.reduce, gather=place.gather)
 
 
-def check_pipeline(
+def check_layers(
     place: Place, model: ModelSpec, contents: Contents, *, build: Build = build_stage
-) -> Check | None:
-    """Run the shortened ``model`` over all stages and compare with one process.
+) -> Check | str | None:
+    """Run the shortened ``model``, over all stages of a pipeline or on one stage alone, and compare.
 
     Args:
         place: This rank's place.
@@ -77,29 +81,47 @@ def check_pipeline(
         build: Who builds the stage.
 
     Returns:
-        The check on the first rank of the last stage, ``None`` on the others.
+        The check on the first rank of the last stage, or of the one stage; ``None`` on the others. Where a
+        layer is too big for the memory that is left, a sentence that says so: then nothing is compared.
     """
     import torch
 
     with torch.inference_mode():
-        stage = build(place, model, contents)
-        found = _outputs(place, stage)
-        if not place.is_last or place.tp_rank > 0:
+        found = _outputs(place, build(place, model, contents))
+        compares = place.tp_rank == 0 and (place.is_last or not place.is_pipeline)
+        if not compares:
             return None
-        alone = Shards(tp_size=1, tp_rank=0, device=place.device)
-        everything = replace(Contents.whole(model), kv_dtype=contents.kv_dtype)
-        whole = Stage(model, everything, alone, reduce=_same, gather=_same)
-        reference = _outputs(None, whole)
-        tolerance = TOLERANCES[model.dtype]
-        if rounds_activations(model, tp_size=place.tp_size, device=place.device.type):
-            tolerance = ROUNDED_TOLERANCE
-        elif is_fp8(contents.kv_dtype):
-            tolerance = CACHE_TOLERANCE
-    return _compare(model, found, reference, tolerance)
+        first = 0 if place.is_pipeline else contents.layers[0]
+        try:
+            reference = _one_process(model, range(first, contents.layers[-1] + 1), place, contents)
+        except torch.OutOfMemoryError:
+            return (
+                f"{_name(place)} was not compared with one process: a whole layer of {model.name} does not "
+                f"fit in what is free on one GPU"
+            )
+    routed = any(kind.num_experts for kind in model.kinds)
+    error, tokens = _largest_error(found, reference, within=_WITHIN_ROUTED if routed else _WITHIN_DENSE)
+    tolerance = _tolerance(place, model, contents)
+    kinds = ", ".join(dict.fromkeys(model.layers[index].kind for index in contents.layers))
+    if place.is_pipeline:
+        kinds = ", ".join(dict.fromkeys(layer.kind for layer in model.layers))
+    return Check(
+        name=f"{_name(place)} equals one process",
+        passed=error <= tolerance,
+        error=error,
+        tolerance=tolerance,
+        detail=f"{tokens} tokens through {contents.layers[-1] + 1 - first} layers ({kinds}) in {model.dtype}",
+    )
 
 
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+def _name(place: Place) -> str:
+    return "pipeline" if place.is_pipeline or place.pp_size == 1 else f"stage {place.stage}"
+
+
+def _tolerance(place: Place, model: ModelSpec, contents: Contents) -> float:
+    if rounds_activations(model, tp_size=place.tp_size, device=place.device.type):
+        return ROUNDED_TOLERANCE
+    return CACHE_TOLERANCE if is_fp8(contents.kv_dtype) else TOLERANCES[model.dtype]
 
 
 def _steps() -> list[Step]:
@@ -107,26 +129,36 @@ def _steps() -> list[Step]:
     return [prompt, *(replace(prompt, length=1, start=_PROMPT + index) for index in range(_DECODED))]
 
 
-def _outputs(place: Place | None, stage: Stage) -> list[torch.Tensor]:
-    """Return the final norm's output of each step on the last stage; ``place`` is ``None`` for the whole."""
+def _entering(stage: Stage, *, is_random: bool) -> list[Streams]:
+    """Return what each step enters with on every rank alike: tokens, embedded, or random activations."""
     import torch
 
-    total = _PROMPT + _DECODED
-    pool = torch.zeros(
-        stage.cache_elements(rows=_SEQUENCES, tokens=total), dtype=stage.cache_dtype, device=stage.device
-    )
-    caches = stage.make_cache(pool, rows=_SEQUENCES, tokens=total)
     generator = torch.Generator().manual_seed(0)
-    outputs = []
+    entering: list[Streams] = []
     for step in _steps():
-        tokens = torch.randint(0, stage.model.vocab_size, (step.tokens,), generator=generator)
-        streams = _arrive(place, step)
-        hidden = stage.embed(tokens.to(stage.device)) if stage.contents.is_first else streams[0]
-        residual = None if stage.contents.is_first else streams[1]
-        hidden, residual = stage.forward(hidden, residual, caches, step)
-        if stage.contents.is_last:
-            outputs.append(stage.normalise(hidden, residual).float())
-        elif place is not None and place.handoff is not None:
+        if is_random:
+            drawn = torch.randn((2, step.tokens, stage.model.hidden_size), generator=generator)
+            hidden, residual = drawn.to(stage.device, stage.dtype)
+            entering.append((hidden, residual))
+        else:
+            tokens = torch.randint(0, stage.model.vocab_size, (step.tokens,), generator=generator)
+            entering.append((stage.embed(tokens.to(stage.device)), None))
+    return entering
+
+
+def _outputs(place: Place, stage: Stage) -> list[torch.Tensor]:
+    """Pass all steps through a rank's stage; return what leaves, if this is where they end."""
+    caches = _make_caches(stage)
+    arrives = place.handoff is not None and not place.is_first
+    entering = [] if arrives else _entering(stage, is_random=not place.is_first)
+    outputs = []
+    for index, step in enumerate(_steps()):
+        if place.handoff is not None and arrives:
+            entering.append(tuple(recv_stage(place.handoff, step.tokens).wait()))  # type: ignore[arg-type]
+        hidden, residual = stage.forward(*entering[index], caches, step)
+        if place.handoff is None or place.is_last:
+            outputs.append(_leaving(stage, hidden, residual))
+        else:
             outgoing = place.handoff.outgoing(step.tokens)
             outgoing[0].copy_(hidden)
             outgoing[1].copy_(residual)
@@ -134,19 +166,57 @@ def _outputs(place: Place | None, stage: Stage) -> list[torch.Tensor]:
     return outputs
 
 
-def _arrive(place: Place | None, step: Step) -> tuple[torch.Tensor, ...]:
-    if place is None or place.handoff is None or place.is_first:
-        return ()
-    return recv_stage(place.handoff, step.tokens).wait()
+def _one_process(model: ModelSpec, layers: range, place: Place, contents: Contents) -> list[torch.Tensor]:
+    """Return what leaves the last of some layers, on one rank, with one of them in memory at a time."""
+    streams: list[Streams] = []
+    for index in layers:
+        is_first = index == 0
+        part = replace(
+            contents,
+            layers=(index,),
+            embedding=is_first,
+            head=False,
+            is_first=is_first,
+            is_last=index == model.num_layers - 1,
+        )
+        shards = Shards(tp_size=1, tp_rank=0, device=place.device)
+        stage = Stage(model, part, shards, reduce=_same, gather=_same)
+        caches = _make_caches(stage)
+        streams = streams or _entering(stage, is_random=not is_first)
+        for at, step in enumerate(_steps()):
+            streams[at] = stage.forward(*streams[at], caches, step)
+        if index == layers[-1]:
+            return [_leaving(stage, *both) for both in streams]  # type: ignore[arg-type]
+        del stage, caches
+    raise ValueError("a stage has at least one layer")
 
 
-def _compare(
-    model: ModelSpec, found: list[torch.Tensor], reference: list[torch.Tensor], tolerance: float
-) -> Check:
+def _make_caches(stage: Stage) -> list[list[torch.Tensor]]:
     import torch
 
-    routed = any(kind.num_experts for kind in model.kinds)
-    within = _WITHIN_ROUTED if routed else _WITHIN_DENSE
+    total = _PROMPT + _DECODED
+    elements = stage.cache_elements(rows=_SEQUENCES, tokens=total)
+    pool = torch.zeros(elements, dtype=stage.cache_dtype, device=stage.device)
+    return stage.make_cache(pool, rows=_SEQUENCES, tokens=total)
+
+
+def _leaving(stage: Stage, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """Return the final norm's output on the last stage, and the sum of both streams on another."""
+    if stage.contents.is_last:
+        return stage.normalise(hidden, residual).float()
+    return hidden.float() + residual.float()
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _largest_error(
+    found: list[torch.Tensor], reference: list[torch.Tensor], *, within: float
+) -> tuple[float, int]:
+    """Return the largest error of the tokens that must lie within, and how many tokens there are."""
+    import torch
+
     error, tokens = 0.0, 0
     # Each by itself: few tokens are decoded, and among those of the prompt they could all be wrong.
     for steps in (slice(0, 1), slice(1, None)):
@@ -154,14 +224,7 @@ def _compare(
         errors = ((out - ref).norm(dim=-1) / ref.norm(dim=-1)).nan_to_num(torch.inf).sort().values
         error = max(error, float(errors[round(within * len(errors)) - 1]))
         tokens += len(errors)
-    kinds = ", ".join(dict.fromkeys(f"{kind.kind}" for kind in model.layers))
-    return Check(
-        name="pipeline equals one process",
-        passed=error <= tolerance,
-        error=error,
-        tolerance=tolerance,
-        detail=f"{tokens} tokens through {model.num_layers} layers ({kinds}) in {model.dtype}",
-    )
+    return error, tokens
 
 
 def check_handoff(place: Place, *, tokens: int, hidden_size: int, dtype: torch.dtype) -> Check | None:

@@ -140,6 +140,7 @@ def sentences(record: Verification) -> tuple[str, ...]:
     for check in record.checks:
         verdict = "holds" if check.passed else "FAILS"
         found.append(f"{check.name}: {verdict} ({check.detail}; {check.error:.1e} of {check.tolerance:.0e})")
+    found += record.unchecked
     misses = [item for item in record.comparisons if not item.passed]
     for item in sorted(misses, key=lambda item: abs(item.ratio - 1), reverse=True):
         found.append(
@@ -158,7 +159,8 @@ def sentences(record: Verification) -> tuple[str, ...]:
     if record.mode == "stage by stage":
         found.append(
             "the stages ran one after the other, because there are fewer GPUs than ranks: hand-off and "
-            "pipeline were not measured, nor was the pipeline checked against one process"
+            "pipeline were not measured; stages of several ranks were checked against one process, and the "
+            "pipeline was not"
         )
     return tuple(found)
 

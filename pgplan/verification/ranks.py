@@ -13,7 +13,7 @@ from pgplan.distributed.tensor_plane import TensorPlane
 from pgplan.errors import GroupError
 from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
-from pgplan.verification.checking import Check, build_stage, check_handoff, check_pipeline
+from pgplan.verification.checking import Check, build_stage, check_handoff, check_layers
 from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Pass
@@ -36,6 +36,7 @@ class _Findings:
     """Collect what a rank found, as plain data."""
 
     checks: list[Check] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
     problem: str | None = None
     stage: StageMeasurement | None = None
     prefill: FlowMeasurement | None = None
@@ -46,7 +47,7 @@ class _Findings:
 
     def to_data(self) -> dict[str, Any]:
         """Return everything, with the versions it was found under."""
-        names = ("checks", "problem", "stage", "prefill", "decode", "idle", "phase_s")
+        names = ("checks", "unchecked", "problem", "stage", "prefill", "decode", "idle", "phase_s")
         found = {name: to_data(getattr(self, name)) for name in names}
         return found | {"environment": environment() | self.kernels}
 
@@ -154,20 +155,21 @@ class _Rank:
             kv_is_fp8=is_fp8(plan.workload.kv_dtype),
             widens_latents=Contents.of(plan, place.stage).widens_latents,
         )
-        if place.is_pipeline or plan.pp_size == 1:
+        if place.is_pipeline or plan.pp_size == 1 or plan.tp_size > 1:
             model, split = shortened(plan.model, plan.split)
             start, stop = split_ranges(split)[place.stage]
             contents = Contents.of(plan, place.stage)
-            kept = replace(contents, layers=tuple(range(start, stop)))
-            self._add(check_pipeline(place, model, kept))
-            self._add(
-                check_handoff(place, tokens=CHECKED_TOKENS, hidden_size=model.hidden_size, dtype=self.dtype)
-            )
+            self._add(check_layers(place, model, replace(contents, layers=tuple(range(start, stop)))))
+        self._add(
+            check_handoff(place, tokens=CHECKED_TOKENS, hidden_size=plan.model.hidden_size, dtype=self.dtype)
+        )
         self.memory.release()
 
-    def _add(self, check: Check | None) -> None:
-        if check is not None:
+    def _add(self, check: Check | str | None) -> None:
+        if isinstance(check, Check):
             self._found.checks.append(check)
+        elif check is not None:
+            self._found.unchecked.append(check)
 
     # --- does it fit? ---------------------------------------------------------------------------------
 

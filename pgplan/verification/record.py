@@ -163,12 +163,13 @@ class Verification:
         narrowed_by: What all its widths were divided by; 1 on GPUs.
         backend: ``"nccl"`` or ``"gloo"``.
         mode: Whether all stages ran at once, or one after the other for want of GPUs.
-        checks: Whether the pipeline computes what one process does.
+        checks: Whether the pipeline, or each stage of several ranks, computes what one process does.
         stages: What each stage holds and takes.
         prefill, decode: The whole pipeline; ``None`` where it did not run at once.
         problems: What kept it from being measured, one line each.
         environment: Versions, driver and date.
         phase_s: How long each part of the run took.
+        unchecked: What could not be checked, and why, one line each.
 
     >>> import pgplan as pg
     >>> model = pg.load_model("qwen3-0.6b").with_layers(1)
@@ -189,6 +190,7 @@ class Verification:
     problems: tuple[str, ...]
     environment: dict[str, str]
     phase_s: dict[str, float]
+    unchecked: tuple[str, ...] = ()
 
     @property
     def on_gpu(self) -> bool:
@@ -295,3 +297,4 @@ class _Rest:
     problems: tuple[str, ...]
     environment: dict[str, str]
     phase_s: dict[str, float]
+    unchecked: tuple[str, ...] = ()
