@@ -9,7 +9,7 @@ from plan_samples import NAMES, sample
 from pgplan.view import plan_svg
 from pgplan.view.layout import text_width
 from pgplan.view.picture import make_picture
-from pgplan.view.svg import picture_pieces
+from pgplan.view.svg import picture_hovers, picture_pieces
 
 SVG = "{http://www.w3.org/2000/svg}"
 WIDTHS = (480, 960, 1400)
@@ -87,12 +87,13 @@ def test_every_stage_can_be_asked_for_its_figures():
 def test_its_pieces_are_one_element_each_however_many_stages_there_are(width):
     """Who replaces a piece replaces one child; a stage more or less leaves the others in their places."""
     for name in NAMES:
-        opened, *pieces = picture_pieces(make_picture(sample(name)), width=width)
+        picture = make_picture(sample(name))
+        opened, *pieces = (*picture_pieces(picture, width=width), picture_hovers(picture, width=width))
         assert opened.startswith("<svg ")
         assert opened.count("<") == 1
         root = ElementTree.fromstring(plan_svg(sample(name), width=width))
         whole = [ElementTree.tostring(child) for child in root]
-        assert len(whole) == len(pieces) == 6 + 2 * sample(name).pp_size
+        assert len(whole) == len(pieces) == 7 + sample(name).pp_size
         for child, piece in zip(whole, pieces, strict=True):
             alone = ElementTree.fromstring(f'<svg xmlns="{SVG[1:-1]}">{piece}</svg>')
             assert [ElementTree.tostring(each) for each in alone] == [child]

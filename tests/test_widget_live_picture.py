@@ -13,40 +13,42 @@ from plan_samples import sample
 from pgplan.hardware import Cluster
 from pgplan.planning import plan
 from pgplan.view.picture import make_picture
-from pgplan.view.svg import picture_pieces
+from pgplan.view.svg import picture_hovers, picture_pieces, plan_svg
 from pgplan.widgets.live_picture import PictureView
 from pgplan.widgets.live_picture_widget import LivePicture
 
 
-def pieces_of(split: str, *, pp_size: int = 4, with_hovers: bool = True) -> tuple[str, ...]:
+def drawn(split: str, *, pp_size: int = 4, is_told: bool = True) -> tuple[tuple[str, ...], str]:
     made = plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=pp_size), split=split)
-    return picture_pieces(make_picture(made, with_hovers=with_hovers), width=900, with_header=False)
+    picture = make_picture(made)
+    pieces = picture_pieces(picture, width=900, with_header=False)
+    return pieces, picture_hovers(picture, width=900, with_header=False) if is_told else ""
 
 
-# From one picture to the next: a cut, a stage less, three more, hovers gone and back.
+# From one picture to the next: a cut, a stage less, one more, three more, hovers gone and back.
 PICTURES = (
-    pieces_of("8,8,8,8"),
-    pieces_of("9,7,8,8"),
-    pieces_of("11,11,10", pp_size=3),
-    pieces_of("6,6,5,5,5,5", pp_size=6),
-    pieces_of("6,6,5,5,5,5", pp_size=6, with_hovers=False),
-    pieces_of("5,6,6,5,5,5", pp_size=6),
+    drawn("8,8,8,8"),
+    drawn("9,7,8,8"),
+    drawn("11,11,10", pp_size=3),
+    drawn("9,7,8,8", is_told=False),
+    drawn("6,6,5,5,5,5", pp_size=6),
+    drawn("6,6,5,5,5,5", pp_size=6, is_told=False),
+    drawn("5,6,6,5,5,5", pp_size=6),
 )
 
 
 def whole(live: LivePicture) -> list[str]:
-    """Return what a page that is loaded now would show."""
-    pieces = list(live.pieces)
-    for index, piece in live.changes.items():
-        pieces[int(index)] = piece
-    return pieces
+    """Return the pieces that a page which is loaded now would show."""
+    pieces = dict(enumerate(live.pieces))
+    pieces |= {int(index): piece for index, piece in live.changes.items()}
+    return [pieces[index] for index in range(live.count)]
 
 
 def test_state_and_changes_are_the_whole_picture():
     live = LivePicture()
-    for pieces in (*PICTURES, *PICTURES[::-1]):
-        live.show(pieces)
-        assert whole(live) == list(pieces)
+    for pieces, hovers in (*PICTURES, *PICTURES[::-1]):
+        live.show(pieces, hovers=hovers)
+        assert (whole(live), live.hovers) == (list(pieces), hovers)
 
 
 def test_a_moved_cut_sends_its_two_stages():
@@ -59,8 +61,20 @@ def test_a_moved_cut_sends_its_two_stages():
     live.show(before)
     live.show(after)
     assert live.pieces == list(before)
-    # Tag and panels, then words and hovers of the two stages beside the cut.
-    assert {int(index) for index in live.changes} <= {*range(7), *range(9, 13)}
+    # Tag and panels, then the words of the two stages beside the cut.
+    assert {int(index) for index in live.changes} <= {*range(7), 8, 9}
+
+
+def test_a_stage_less_does_not_send_the_others_again():
+    live = LivePicture()
+    before, after = (
+        picture_pieces(make_picture(plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=count))))
+        for count in (30, 29)
+    )
+    live.show(before)
+    live.show(after)
+    assert live.pieces == list(before)
+    assert live.count == len(before) - 1
 
 
 def test_plain_html_stands_in_until_a_front_end_runs_the_live_picture():
@@ -72,6 +86,8 @@ def test_plain_html_stands_in_until_a_front_end_runs_the_live_picture():
     assert view.plain.value == ""
     assert (view.plain.layout.display, view.live.layout.display) == ("none", "")
     assert f"{''.join(whole(view.live))}</svg>" == view.value
+    view.tell(make_picture(sample("four")))
+    assert f"{''.join(whole(view.live))}{view.live.hovers}</svg>" == view.value == view_svg("four")
 
 
 def test_without_anywidget_the_picture_is_html(monkeypatch):
@@ -82,6 +98,12 @@ def test_without_anywidget_the_picture_is_html(monkeypatch):
     assert view.live is None
     view.draw(make_picture(sample("four")))
     assert view.plain.value == view.value
+    view.tell(make_picture(sample("four")))
+    assert view.plain.value == view.value == view_svg("four")
+
+
+def view_svg(name: str) -> str:
+    return plan_svg(sample(name), width=900, with_header=False)
 
 
 # --- in a browser ---------------------------------------------------------------------------------------
@@ -126,30 +148,38 @@ def page() -> Iterator[object]:
         pytest.skip("no Chromium: apt-get install chromium")
     with chromium() as browser, visit(browser) as visited:
         visited.page.goto("about:blank")
-        visited.page.evaluate(_SHOW, [LivePicture._esm, {"pieces": [], "changes": {}, "is_running": False}])
+        empty = {"pieces": [], "changes": {}, "count": 0, "hovers": "", "is_running": False}
+        visited.page.evaluate(_SHOW, [LivePicture._esm, empty])
         yield visited.page
         assert visited.complaints == []
 
 
 def test_the_page_shows_the_picture_whatever_it_showed_before(page):
     live = LivePicture()
-    for pieces in (*PICTURES, *PICTURES[::-1]):
-        live.show(pieces)
-        page.evaluate("(values) => receive(values)", {"pieces": live.pieces, "changes": live.changes})
-        svg = f"{''.join(pieces)}</svg>".replace(' xmlns="http://www.w3.org/2000/svg"', "")
+    for pieces, hovers in (*PICTURES, *PICTURES[::-1]):
+        live.show(pieces, hovers=hovers)
+        names = ("pieces", "changes", "count", "hovers")
+        page.evaluate("(values) => receive(values)", {name: getattr(live, name) for name in names})
+        svg = f"{''.join(pieces)}{hovers or '<g/>'}</svg>".replace(' xmlns="http://www.w3.org/2000/svg"', "")
         page.wait_for_function(_EQUAL, arg=svg)
     assert page.evaluate("model.get('is_running')")
 
 
 def test_what_does_not_differ_is_left_alone(page):
-    page.evaluate("(values) => receive(values)", {"pieces": list(PICTURES[0])})
+    page.evaluate(
+        "(values) => receive(values)", {"pieces": list(PICTURES[0][0]), "count": len(PICTURES[0][0])}
+    )
     page.evaluate("document.querySelectorAll('text').forEach((text) => (text.kept = text.textContent))")
-    page.evaluate("(values) => receive(values)", {"pieces": list(PICTURES[1])})
+    page.evaluate(
+        "(values) => receive(values)", {"pieces": list(PICTURES[1][0]), "count": len(PICTURES[1][0])}
+    )
     same = "[...document.querySelectorAll('text')].filter((text) => text.kept === text.textContent).length"
     assert page.evaluate(same) > 0.5 * page.evaluate("document.querySelectorAll('text').length")
 
 
 def test_what_goes_leaves_nothing_behind(page):
-    page.evaluate("(values) => receive(values)", {"pieces": list(PICTURES[0])})
+    page.evaluate(
+        "(values) => receive(values)", {"pieces": list(PICTURES[0][0]), "count": len(PICTURES[0][0])}
+    )
     page.evaluate("end()")
     assert page.evaluate("[listening(), document.querySelectorAll('svg').length]") == [0, 0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pgplan.view.parts import Picture, Row
 
@@ -22,6 +24,8 @@ _WIDEST_LABEL = 0.36
 # Stages up to which a row may be so high (pixels) with such a font.
 _ROWS = ((6, 40, 12.0), (10, 34, 12.0), (20, 25, 11.5), (36, 18, 11.0))
 _DENSE = (14, 10.0)
+# Rows as high as this have their layers below their names.
+_TWO_LINES = 34
 
 Places = tuple[tuple[float, float, float], ...]
 """Of each panel, left, right and top of what belongs to its bars (pixels)."""
@@ -37,7 +41,8 @@ class Column:
     top: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Compared by identity: of equal pictures it is the same object, and whole rows are looked up by it.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layout:
     """Hold every position that the drawing of a picture needs, in pixels.
 
@@ -78,6 +83,16 @@ class Layout:
         """Return the middle of a stage's bar."""
         return column.top + (stage + 0.5) * self.pitch
 
+    def heights(self, column: Column) -> Callable[[float], tuple[str, ...]]:
+        """Return what tells of every stage where a line along its bar is, at a share of the bar's height."""
+        return lambda share: _heights(
+            column.top, self.pitch, (self.pitch - self.bar) / 2, self.bar * share, self.stages
+        )
+
+    def tops(self, column: Column) -> tuple[str, ...]:
+        """Return what tells of every stage where its row begins."""
+        return _heights(column.top, self.pitch, 0.0, 0.0, self.stages)
+
     @property
     def is_dense(self) -> bool:
         """Tell whether so many stages stand that their rows have the smallest font."""
@@ -98,6 +113,11 @@ class Layout:
             (start, min(end for end in ends if end > column.value_x), column.top)
             for start, column in zip(starts, (self.memory, self.decode, self.prefill), strict=True)
         )
+
+
+@lru_cache(maxsize=64)
+def _heights(top: float, pitch: float, inset: float, below: float, stages: int) -> tuple[str, ...]:
+    return tuple(f"{top + stage * pitch + inset + below:.1f}" for stage in range(stages))
 
 
 def text_width(text: str, font: float, *, bold: bool = False) -> float:
@@ -121,13 +141,36 @@ def lay_out(picture: Picture, *, width: float, with_header: bool = True) -> Layo
     """Place everything for a picture of ``width`` pixels, with or without what is said of it."""
     stages = len(picture.rows)
     pitch, font = next(((pitch, font) for most, pitch, font in _ROWS if stages <= most), _DENSE)
-    two_lines = pitch >= 34
-    header, top = _header(picture, width - 2 * MARGIN) if with_header else ((), 0.0)
-    label_x = MARGIN + min(_label_width(picture, font, two_lines=two_lines), _WIDEST_LABEL * width)
+    labels = _label_width(picture, font, two_lines=pitch >= _TWO_LINES)
+    is_short = any(row.short_bytes for row in picture.rows)
+    said = (picture.title, picture.sentence, picture.summary) if with_header else ()
+    return _laid_out(stages, pitch, font, labels, is_short, legend_labels(picture), said, width)
+
+
+@lru_cache(maxsize=16)
+def _laid_out(
+    stages: int,
+    pitch: float,
+    font: float,
+    labels: float,
+    is_short: bool,
+    legend: tuple[str, ...],
+    said: tuple[str, ...],
+    width: float,
+) -> Layout:
+    """Place everything; all that decides where it goes are these few values, which most edits leave alone."""
+    two_lines = pitch >= _TWO_LINES
+    header, top = _header(said, width - 2 * MARGIN)
+    label_x = MARGIN + min(labels, _WIDEST_LABEL * width)
     memory, decode, prefill = _columns(
-        picture, x=label_x + 8, end=width - MARGIN, top=top + _HEADING, body=stages * pitch, font=font
+        x=label_x + 8,
+        end=width - MARGIN,
+        top=top + _HEADING,
+        body=stages * pitch,
+        font=font,
+        is_short=is_short,
     )
-    legend, basis_y = _legend(picture, y=decode.top + stages * pitch + 36, end=width - MARGIN)
+    places, basis_y = _legend(legend, y=decode.top + stages * pitch + 36, end=width - MARGIN)
     return Layout(
         width=width,
         height=basis_y + 12,
@@ -141,20 +184,18 @@ def lay_out(picture: Picture, *, width: float, with_header: bool = True) -> Layo
         memory=memory,
         decode=decode,
         prefill=prefill,
-        legend=legend,
+        legend=places,
         basis_y=basis_y,
     )
 
 
-def _header(picture: Picture, width: float) -> tuple[tuple[tuple[float, float, bool, str], ...], float]:
+def _header(said: tuple[str, ...], width: float) -> tuple[tuple[tuple[float, float, bool, str], ...], float]:
     """Break title, sentence and summary into lines; return them and where they end."""
+    if not said:
+        return (), 0.0
     lines = []
     y = 4.0
-    for text, font, bold in (
-        (picture.title, 11.0, False),
-        (picture.sentence, 14.5, True),
-        (picture.summary, 12.0, False),
-    ):
+    for text, (font, bold) in zip(said, ((11.0, False), (14.5, True), (12.0, False)), strict=True):
         letters = max(12, int(width / (font * _PROSE[bold])))
         for line in textwrap.wrap(text, letters):
             y += font * 1.4
@@ -173,10 +214,10 @@ def _label_width(picture: Picture, font: float, *, two_lines: bool) -> float:
 
 
 def _columns(
-    picture: Picture, *, x: float, end: float, top: float, body: float, font: float
+    *, x: float, end: float, top: float, body: float, font: float, is_short: bool
 ) -> tuple[Column, Column, Column]:
     """Share the width between memory (half), decode and prefill (a quarter each)."""
-    widest = "short 00.0 GiB" if any(row.short_bytes for row in picture.rows) else "00.0M ◀"
+    widest = "short 00.0 GiB" if is_short else "00.0M ◀"
     tokens = max(text_width(widest, font, bold=True), text_width("KV tokens", 11)) + 6
     values = text_width("00.0 ◀", font, bold=True) + 6
     if end + MARGIN < _STACK_BELOW:
@@ -203,11 +244,13 @@ def legend_labels(picture: Picture) -> tuple[str, ...]:
     return (*(part.label for part in picture.parts), *lines, *waits, *marks)
 
 
-def _legend(picture: Picture, *, y: float, end: float) -> tuple[tuple[tuple[float, float], ...], float]:
+def _legend(
+    labels: tuple[str, ...], *, y: float, end: float
+) -> tuple[tuple[tuple[float, float], ...], float]:
     """Flow the legend over as many lines as it needs; return its places and the line below."""
     places = []
     x = MARGIN
-    for label in legend_labels(picture):
+    for label in labels:
         size = 18 + 11 * sum(_LETTERS.get(letter, 0.61) for letter in label) + 16
         if x + size > end and x > MARGIN:
             x, y = MARGIN, y + 18

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from html import escape
 
 from pgplan.view.parts import Hatch
 
 Box = tuple[float, float, float, float]
 """``(x, y, width, height)`` in pixels."""
+
+Span = tuple[str, str]
+"""Where a bar begins and how long it is: what a path says of that before and after the bar's height."""
+
+Along = Callable[[float], str]
+"""Returns the path of a line along every bar, at a share of the bars' height."""
 
 
 def text(
@@ -36,17 +44,44 @@ def text(
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{font:g}"{style}>{escape(words, quote=False)}</text>'
 
 
-def bars(boxes: list[Box], colour: str, *, opacity: float = 1.0) -> str:
-    """Return boxes of equal height as one path: a bar is a line as thick as it is high.
+# Most bars of a panel begin and end where others do, and where they did before an edit.
+@lru_cache(maxsize=4096)
+def span(x: float, wide: float) -> Span:
+    """Return what a path says of a bar that begins at ``x``.
 
-    >>> bars([(0, 0, 10, 5)], "#000000")
+    >>> span(10, 2.5)
+    ('M10.0 ', 'h2.5')
+    """
+    return f"M{x:.1f} ", f"h{wide:.1f}"
+
+
+def along(boxes: Sequence[Box]) -> Along:
+    """Return what draws along boxes wherever they are."""
+    return lambda share: "".join(f"M{x:.1f} {y + high * share:.1f}h{wide:.1f}" for x, y, wide, high in boxes)
+
+
+def along_rows(spans: Sequence[tuple[int, Span]], heights: Callable[[float], Sequence[str]]) -> Along:
+    """Return what draws along bars that stand in rows.
+
+    Args:
+        spans: The bars, as ``(row, span)``.
+        heights: Returns the height of every row, at a share of the bars' height.
+    """
+
+    def draw(share: float) -> str:
+        at = heights(share)
+        return "".join([f"{start}{at[row]}{length}" for row, (start, length) in spans])
+
+    return draw
+
+
+def bars(along: Along, height: float, colour: str, *, opacity: float = 1.0) -> str:
+    """Return bars of equal height as one path: a bar is a line as thick as it is high.
+
+    >>> bars(along([(0, 0, 10, 5)]), 5, "#000000")
     '<path d="M0.0 2.5h10.0" fill="none" stroke="#000000" stroke-width="5"/>'
     """
-    if not boxes or colour == "none":
-        return ""
-    height = boxes[0][3]
-    path = "".join([f"M{x:.1f} {y + height / 2:.1f}h{wide:.1f}" for x, y, wide, _ in boxes])
-    return lines(path, colour, width=height, opacity=opacity)
+    return "" if colour == "none" else lines(along(0.5), colour, width=height, opacity=opacity)
 
 
 def frames(boxes: list[Box], stroke: str) -> str:
@@ -63,23 +98,21 @@ def lines(path: str, stroke: str, *, width: float = 1.0, dash: str = "", opacity
     return f'<path d="{path}" fill="none" stroke="{stroke}" stroke-width="{width:g}"{style}/>' if path else ""
 
 
-def texture(hatch: Hatch, boxes: list[Box], ink: str) -> str:
-    """Return a texture over boxes of equal height as one path.
+def texture(hatch: Hatch, along: Along, height: float, ink: str) -> str:
+    """Return a texture over bars of equal height as one path.
 
     An SVG pattern needs an id, and ids of two pictures on one page collide. A line as thick as the bar,
     dashed, is a row of stripes without one.
     """
-    if hatch == "none" or not boxes:
+    if hatch == "none":
         return ""
-    height = boxes[0][3]
-    rows: tuple[float, ...]
+    shares: tuple[float, ...]
     if hatch == "stripes":
-        rows, width, dash = (0.5,), height, "1.2 3.6"
+        shares, width, dash = (0.5,), height, "1.2 3.6"
     elif hatch == "dots":
-        rows, width, dash = (0.28, 0.72), 2.0, "2 3"
+        shares, width, dash = (0.28, 0.72), 2.0, "2 3"
     elif hatch == "dashes":
-        rows, width, dash = (0.5,), 0.25 * height, "4 3"
+        shares, width, dash = (0.5,), 0.25 * height, "4 3"
     else:
-        rows, width, dash = (0.25, 0.5, 0.75), 1.0, ""
-    path = "".join([f"M{x:.1f} {y + height * row:.1f}h{wide:.1f}" for x, y, wide, _ in boxes for row in rows])
-    return lines(path, ink, width=width, dash=dash, opacity=0.55)
+        shares, width, dash = (0.25, 0.5, 0.75), 1.0, ""
+    return lines("".join(map(along, shares)), ink, width=width, dash=dash, opacity=0.55)

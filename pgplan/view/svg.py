@@ -12,19 +12,29 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from pgplan.planning.record import Plan
-from pgplan.view.layout import MARGIN, Column, Layout, lay_out, legend_labels, text_width
+from pgplan.view.layout import MARGIN, Column, Layout, lay_out, legend_labels
 from pgplan.view.numbers import GIB
 from pgplan.view.parts import ALERT, PARTS, STEADY, Marks, Phase, Picture
 from pgplan.view.picture import make_picture
-from pgplan.view.shapes import Box, bars, frames, lines, text, texture
-from pgplan.view.svg_rows import Segment, place_segments, row_hovers, row_words
+from pgplan.view.shapes import (
+    Along,
+    Box,
+    Span,
+    along,
+    along_rows,
+    bars,
+    frames,
+    lines,
+    span,
+    text,
+    texture,
+)
+from pgplan.view.svg_rows import SPECK, Segments, place_segments, row_hovers, row_words
 
 _FONT = "system-ui,-apple-system,'Segoe UI',Helvetica,Arial,'DejaVu Sans',sans-serif"
 _PARTS = {part.key: part for part in PARTS}
 _NARROWEST = 360
 _HANDOFF_OPACITY = 0.45
-# Narrower than this (pixels) nothing can be seen.
-_SPECK = 0.4
 
 
 def plan_svg(plan: Plan, *, width: int = 960, marks: Marks | None = None, with_header: bool = True) -> str:
@@ -46,7 +56,9 @@ def plan_svg(plan: Plan, *, width: int = 960, marks: Marks | None = None, with_h
 
 def picture_svg(picture: Picture, *, width: int = 960, with_header: bool = True) -> str:
     """Draw a picture as SVG."""
-    return f"{''.join(picture_pieces(picture, width=width, with_header=with_header))}</svg>"
+    pieces = picture_pieces(picture, width=width, with_header=with_header)
+    hovers = picture_hovers(picture, width=width, with_header=with_header)
+    return f"{''.join(pieces)}{hovers}</svg>"
 
 
 def picture_pieces(picture: Picture, *, width: int = 960, with_header: bool = True) -> tuple[str, ...]:
@@ -54,21 +66,16 @@ def picture_pieces(picture: Picture, *, width: int = 960, with_header: bool = Tr
 
     Returns:
         The SVG's opening tag, then one element each: description, header, the bars of memory, decode and
-        prefill, legend; then for every stage its words, and what it tells under the pointer.
+        prefill, legend; then for every stage its words. The last element is ``picture_hovers``.
     """
-    layout = lay_out(picture, width=max(_NARROWEST, width), with_header=with_header)
+    layout = _layout(picture, width, with_header=with_header)
     decode, prefill = picture.phases
     marks = picture.marks
     spoken = escape(f"{picture.title}. {picture.sentence} {picture.summary}")
     scale = layout.memory.bar_width / picture.memory_end_bytes
-    placed = [place_segments(picture.rows, layout, stage, scale) for stage in range(len(picture.rows))]
+    placed = [place_segments(picture.rows, layout, stage, scale) for stage in range(layout.stages)]
     header = [
         text(MARGIN, y, line, font=font, bold=bold, faint=font < 12) for y, font, bold, line in layout.header
-    ]
-    places, stages = layout.strips, range(len(picture.rows))
-    beside = [
-        (row_words(picture, layout, stage, placed[stage][1]), row_hovers(picture, layout, stage, places))
-        for stage in stages
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{layout.width:g}" height="{layout.height:.0f}" '
@@ -76,12 +83,23 @@ def picture_pieces(picture: Picture, *, width: int = 960, with_header: bool = Tr
         f'style="max-width:100%;height:auto" font-family="{_FONT}" fill="currentColor">',
         f"<desc>{escape(picture.basis)}</desc>",
         _group(header),
-        _group(_memory_panel(picture, layout, scale, [segments for segments, _ in placed])),
+        _group(_memory_panel(picture, layout, scale, placed)),
         _group(_phase_panel(decode, layout, layout.decode, marks.decode_s if marks else ())),
         _group(_phase_panel(prefill, layout, layout.prefill, marks.prefill_s if marks else ())),
         _group([*_legend(picture, layout), text(MARGIN, layout.basis_y, picture.basis, font=11, faint=True)]),
-        *(piece for pair in beside for piece in pair),
+        *[row_words(picture, layout, stage, segments) for stage, segments in enumerate(placed)],
     )
+
+
+def picture_hovers(picture: Picture, *, width: int = 960, with_header: bool = True) -> str:
+    """Return what a picture tells under the pointer, as one element that lies over all others."""
+    layout = _layout(picture, width, with_header=with_header)
+    strips = "".join(row_hovers(picture, layout, stage) for stage in range(layout.stages))
+    return f'<g fill="transparent">{strips}</g>'
+
+
+def _layout(picture: Picture, width: int, *, with_header: bool) -> Layout:
+    return lay_out(picture, width=max(_NARROWEST, width), with_header=with_header)
 
 
 def _group(pieces: Iterable[str]) -> str:
@@ -99,31 +117,30 @@ def _heading(column: Column, title: str, *notes: str) -> list[str]:
     ]
 
 
-def _memory_panel(
-    picture: Picture, layout: Layout, scale: float, segments: list[tuple[Segment, ...]]
-) -> list[str]:
-    column = layout.memory
-    fills: dict[str, list[Box]] = defaultdict(list)
-    textures: dict[str, list[Box]] = defaultdict(list)
-    over: list[Box] = []
-    for stage, row in enumerate(picture.rows):
-        y = layout.bar_y(column, stage)
-        for key, x, wide, label in segments[stage]:
-            if wide >= _SPECK:
-                # The texture begins after the label, which would be hard to read on it.
-                taken = text_width(label, layout.font - 1) + 6 if label else 0.0
-                drawn = max(wide - 0.8, _SPECK)
-                fills[key].append((x, y, drawn, layout.bar))
-                textures[key].append((x + taken, y, max(drawn - taken, 0.0), layout.bar))
-        if row.short_bytes:
-            over.append((column.x + row.budget_bytes * scale, y, row.short_bytes * scale, layout.bar))
+def _memory_panel(picture: Picture, layout: Layout, scale: float, placed: list[Segments]) -> list[str]:
+    column, bar = layout.memory, layout.bar
+    fills: dict[str, list[tuple[int, Span]]] = defaultdict(list)
+    textures: dict[str, list[tuple[int, Span]]] = defaultdict(list)
+    for stage, segments in enumerate(placed):
+        for key, filled in segments.fills:
+            fills[key].append((stage, filled))
+        for key, textured in segments.textures:
+            textures[key].append((stage, textured))
+    heights = layout.heights(column)
+    over: list[Box] = [
+        (column.x + row.budget_bytes * scale, layout.bar_y(column, stage), row.short_bytes * scale, bar)
+        for stage, row in enumerate(picture.rows)
+        if row.short_bytes
+    ]
     pieces = _heading(column, "Memory per GPU, GiB", picture.memory_note, picture.kv_note)
     pieces.append(text(column.value_x, column.top - 8, "KV tokens", font=11, faint=True))
     pieces.append(_memory_axis(picture, layout, scale))
-    for key, boxes in fills.items():
-        pieces.append(bars(boxes, _PARTS[key].colour))
-        pieces.append(texture(_PARTS[key].hatch, textures[key], _PARTS[key].ink))
-    pieces += [frames(over, ALERT), texture("stripes", over, ALERT), _limit_lines(picture, layout, scale)]
+    for key, filling in fills.items():
+        part = _PARTS[key]
+        pieces.append(bars(along_rows(filling, heights), bar, part.colour))
+        pieces.append(texture(part.hatch, along_rows(textures[key], heights), bar, part.ink))
+    pieces += [frames(over, ALERT), texture("stripes", along(over), bar, ALERT)]
+    pieces.append(_limit_lines(picture, layout, scale))
     if picture.marks is not None:
         pieces.append(_marked(picture.marks.memory_bytes, layout, column, scale))
     return pieces
@@ -150,12 +167,16 @@ def _tick_step(end: float, *, most: int) -> float:
 
 def _limit_lines(picture: Picture, layout: Layout, scale: float) -> str:
     """Return the ends of each stage's device and of the engine's budget on it."""
-    column, pitch = layout.memory, layout.pitch
-    budgets, devices = "", ""
-    for stage, row in enumerate(picture.rows):
-        y = column.top + stage * pitch
-        budgets += f"M{column.x + row.budget_bytes * scale:.1f} {y:.1f}v{pitch:g}"
-        devices += f"M{column.x + row.memory_bytes * scale:.1f} {y:.1f}v{pitch:g}"
+    column = layout.memory
+    # A line as high as a row, from the row's upper edge.
+    high, tops = f"v{layout.pitch:g}", layout.tops(column)
+
+    def ends(sizes: list[int]) -> str:
+        starts = [span(column.x + size * scale, 0.0)[0] for size in sizes]
+        return "".join([f"{start}{top}{high}" for start, top in zip(starts, tops, strict=True)])
+
+    devices = ends([row.memory_bytes for row in picture.rows])
+    budgets = ends([row.budget_bytes for row in picture.rows])
     return lines(devices, "currentColor", width=1.6, opacity=0.75) + lines(
         budgets, ALERT, width=1.8, dash="4 2.5"
     )
@@ -164,21 +185,25 @@ def _limit_lines(picture: Picture, layout: Layout, scale: float) -> str:
 def _phase_panel(phase: Phase, layout: Layout, column: Column, marks: Sequence[float]) -> list[str]:
     longest = max(phase.cycle_s, *(bar.total_s for bar in phase.bars), *marks)
     scale = column.bar_width / longest if longest > 0 else 0.0
-    boxes: dict[str, list[Box]] = {STEADY: [], ALERT: []}
-    handoffs: list[Box] = []
-    idle: list[Box] = []
+    computing: dict[str, list[tuple[int, Span]]] = {STEADY: [], ALERT: []}
+    handing: list[tuple[int, Span]] = []
+    idle: list[tuple[int, Span]] = []
     for stage, bar in enumerate(phase.bars):
-        y = layout.bar_y(column, stage)
         wide = bar.compute_s * scale
-        boxes[ALERT if bar.is_slowest else STEADY].append((column.x, y, wide, layout.bar))
-        if bar.handoff_s * scale >= _SPECK:
-            handoffs.append((column.x + wide, y, bar.handoff_s * scale, layout.bar))
-        if bar.idle_s * scale >= _SPECK:
-            idle.append((column.x + bar.total_s * scale, y, bar.idle_s * scale, layout.bar))
+        computing[ALERT if bar.is_slowest else STEADY].append((stage, span(column.x, wide)))
+        if bar.handoff_s * scale >= SPECK:
+            handing.append((stage, span(column.x + wide, bar.handoff_s * scale)))
+        if bar.idle_s * scale >= SPECK:
+            idle.append((stage, span(column.x + bar.total_s * scale, bar.idle_s * scale)))
+
+    def drawn(spans: list[tuple[int, Span]]) -> Along:
+        return along_rows(spans, layout.heights(column))
+
     pieces = _heading(column, f"{phase.name.capitalize()}, ms", phase.note, phase.rate)
-    pieces += [bars(those, colour) for colour, those in boxes.items()]
-    pieces.append(bars(handoffs, "currentColor", opacity=_HANDOFF_OPACITY))
-    pieces += [texture("stripes", idle, "currentColor"), _marked(marks, layout, column, scale)]
+    pieces += [bars(drawn(those), layout.bar, colour) for colour, those in computing.items()]
+    pieces.append(bars(drawn(handing), layout.bar, "currentColor", opacity=_HANDOFF_OPACITY))
+    pieces.append(texture("stripes", drawn(idle), layout.bar, "currentColor"))
+    pieces.append(_marked(marks, layout, column, scale))
     if phase.is_full:
         cycle = f"M{column.x + phase.cycle_s * scale:.1f} {column.top:.1f}v{len(phase.bars) * layout.pitch:g}"
         pieces.append(lines(cycle, ALERT, width=1.4, dash="2 2"))
@@ -189,21 +214,21 @@ def _legend(picture: Picture, layout: Layout) -> list[str]:
     pieces = []
     for index, ((x, y), label) in enumerate(zip(layout.legend, legend_labels(picture), strict=True)):
         pieces.append(text(x + 18, y, label, font=11))
-        box: list[Box] = [(x, y - 10, 13.0, 12.0)]
+        box, high = along([(x, y - 10, 13.0, 12.0)]), 12.0
         line = f"M{x + 7:.1f} {y - 12:.1f}v16"
         if index < len(picture.parts):
             part = picture.parts[index]
-            pieces.append(bars(box, part.colour) + texture(part.hatch, box, part.ink))
+            pieces.append(bars(box, high, part.colour) + texture(part.hatch, box, high, part.ink))
         elif index == len(picture.parts):
             pieces.append(lines(line, ALERT, width=1.8, dash="4 2.5"))
         elif index == len(picture.parts) + 1:
             pieces.append(lines(line, "currentColor", width=1.6, opacity=0.75))
         elif label == "hand-off":
-            pieces.append(bars(box, "currentColor", opacity=_HANDOFF_OPACITY))
+            pieces.append(bars(box, high, "currentColor", opacity=_HANDOFF_OPACITY))
         elif picture.marks is not None and label == picture.marks.label:
             pieces.append(lines(f"M{x:.1f} {y + 1:.1f}h13v-12", "currentColor", width=2))
         else:
-            pieces.append(texture("stripes", box, "currentColor"))
+            pieces.append(texture("stripes", box, high, "currentColor"))
     return pieces
 
 

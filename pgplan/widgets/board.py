@@ -136,7 +136,7 @@ class Board:
         self._scene, self._studied = scene, study_words(scene)
         picture = make_picture(scene.plan, marks=_marks(scene))
         self.sentence.value = headline(scene, waste=picture.waste)
-        self.picture.draw(picture)
+        self.picture.tell(picture)
         self._draw_pane()
 
     def refuse(self, scene: Scene) -> None:

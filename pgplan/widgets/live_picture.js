@@ -1,7 +1,8 @@
 // The picture: an SVG in pieces, drawn anew only where it differs.
 //
 // `pieces` is all of it, the opening tag first, then one element each; `changes` are the pieces that are
-// different by now.
+// different by now, and `count` how many there are. `hovers` lies over them and tells a stage's figures under
+// the pointer.
 
 const HOVERS_AFTER_MS = 50;
 
@@ -36,53 +37,59 @@ function dress(old, fresh) {
   }
 }
 
-/** Tell whether a piece holds the strips that tell a stage's figures under the pointer. */
-function isHover(piece) {
-  return piece.startsWith('<g fill="transparent">');
-}
-
 class LivePicture {
   constructor(model, el) {
     this.model = model;
     this.svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    this.strips = document.createElementNS("http://www.w3.org/2000/svg", "g");
+    this.svg.append(this.strips);
     el.append(this.svg);
-    // Pieces to draw and those that are drawn, both without the opening tag.
-    this.pieces = [];
+    // What is on the page.
+    this.tag = "";
     this.shown = [];
-    this.changed = () => this.draw();
-    this.events = ["change:pieces", "change:changes"];
+    this.told = "";
+    // One message changes several attributes.
+    this.changed = () => (this.due ??= Promise.resolve().then(() => this.draw()));
+    this.events = ["pieces", "changes", "count", "hovers"].map((name) => `change:${name}`);
     this.events.forEach((event) => model.on(event, this.changed));
     this.draw();
   }
 
   draw() {
-    const all = [...this.model.get("pieces")];
+    this.due = null;
+    const all = this.model.get("pieces").slice(0, this.model.get("count"));
     for (const [index, piece] of Object.entries(this.model.get("changes"))) all[index] = piece;
     const [tag, ...pieces] = all;
     if (!tag) return;
     if (tag !== this.tag) dress(this.svg, parse([`${tag}</svg>`])[0]);
     this.tag = tag;
-    this.pieces = pieces;
-    this.shown.splice(pieces.length).forEach(() => this.svg.lastChild.remove());
-    this.patch((piece) => !isHover(piece));
+    this.patch(pieces);
     // A tooltip comes half a second after the pointer; it need not delay the frame.
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.patch(isHover), HOVERS_AFTER_MS);
+    this.timer = setTimeout(() => this.tell(this.model.get("hovers")), HOVERS_AFTER_MS);
   }
 
-  /** Draw the pieces that differ from what is shown, of those on the page already only such as `isMeant`. */
-  patch(isMeant) {
-    const { pieces, shown, svg } = this;
-    const differing = [...pieces.keys()].filter(
-      (index) => pieces[index] !== shown[index] && (index >= shown.length || isMeant(pieces[index])),
-    );
+  /** Draw the pieces that differ from those on the page. */
+  patch(pieces) {
+    const { shown, svg, strips } = this;
+    shown.splice(pieces.length).forEach(() => strips.previousSibling.remove());
+    const differing = [...pieces.keys()].filter((index) => pieces[index] !== shown[index]);
     const elements = parse(differing.map((index) => pieces[index]));
     const drawn = [...svg.children];
     differing.forEach((index, at) => {
-      if (index < drawn.length) morph(drawn[index], elements[at]);
-      else svg.append(elements[at]);
+      if (index < shown.length) morph(drawn[index], elements[at]);
+      else strips.before(elements[at]);
       shown[index] = pieces[index];
     });
+  }
+
+  /** Lay over the pieces what they tell under the pointer. */
+  tell(hovers) {
+    if (hovers === this.told) return;
+    this.told = hovers;
+    const [strips] = parse([hovers || "<g/>"]);
+    this.strips.replaceWith(strips);
+    this.strips = strips;
   }
 
   close() {

@@ -1,7 +1,8 @@
 """The picture on the page, drawn by the best that the front end runs.
 
-With anywidget a change replaces only the pieces of the picture that differ, a few kilobytes instead of a
-hundred. Every front end shows the other way, one string of HTML, until one has said that it can do better.
+With anywidget a change replaces only the pieces of the picture that differ, and what is told under the
+pointer follows when the user rests: a few kilobytes instead of a hundred. Every front end shows the other
+way, one string of HTML, until one has said that it can do better.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pgplan.view.parts import Picture
-from pgplan.view.svg import picture_pieces
+from pgplan.view.svg import picture_hovers, picture_pieces
 from pgplan.widgets.style import column, html
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class PictureView:
 
     def __init__(self) -> None:
         self._pieces: tuple[str, ...] = ()
+        self._hovers = ""
         self.plain, self.live = html("plain"), make_live_picture()
         if self.live is not None:
             self.live.layout.display = "none"
@@ -38,18 +40,24 @@ class PictureView:
     @property
     def value(self) -> str:
         """Return the SVG on display."""
-        return f"{''.join(self._pieces)}</svg>"
+        return f"{''.join(self._pieces)}{self._hovers}</svg>"
 
     def draw(self, picture: Picture) -> None:
-        """Show a picture."""
+        """Show a picture, which tells nothing under the pointer yet."""
         self._pieces = picture_pieces(picture, width=PICTURE_WIDTH, with_header=False)
+        self._hovers = ""
+        self._update()
+
+    def tell(self, picture: Picture) -> None:
+        """Have the picture on display tell its figures under the pointer."""
+        self._hovers = picture_hovers(picture, width=PICTURE_WIDTH, with_header=False)
         self._update()
 
     def _update(self) -> None:
         if self.live is None or not self.live.is_running:
             self.plain.value = self.value
             return
-        self.live.show(self._pieces)
+        self.live.show(self._pieces, hovers=self._hovers)
         if self.plain.value:
             self.plain.value = ""
             self.plain.layout.display, self.live.layout.display = "none", ""

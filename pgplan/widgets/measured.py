@@ -8,7 +8,7 @@ from html import escape
 from pgplan.verification import Verification
 from pgplan.view.numbers import significant
 from pgplan.view.parts import STEADY, Marks
-from pgplan.view.shapes import bars, lines, text
+from pgplan.view.shapes import along, bars, lines, text
 
 _WIDTH, _LABEL, _PITCH, _BAR = 640.0, 150.0, 20.0, 11.0
 _QUANTITIES = (("weight_bytes", "weights"), ("prefill_s", "prefill"), ("decode_s", "decode"))
@@ -84,4 +84,4 @@ def _panel(title: str, rows: Sequence[tuple[str, float, float]], top: float) -> 
         pieces.append(text(_LABEL - 8, y + 10, what, font=11, anchor="end"))
         end = _LABEL + max(predicted, measured) * scale + 6
         pieces.append(text(end, y + 10, f"{significant(predicted)} → {significant(measured)}", font=11))
-    return [*pieces, bars(boxes, STEADY), lines(path, "currentColor", width=2)]
+    return [*pieces, bars(along(boxes), _BAR, STEADY), lines(path, "currentColor", width=2)]
