@@ -138,7 +138,7 @@ def ruler(planner):
 def test_a_dragged_cut_is_a_split(planner, ruler):
     ruler.cuts = [15, 40, 60]
     assert planner.plan.split == (15, 25, 20, 20)
-    assert [stage["layers"] for stage in ruler.state["stages"]] == [15, 25, 20, 20]
+    assert ruler.figures["cuts"] == [15, 40, 60]
     planner.controls["split"].value = "20,20,20,20"
     assert ruler.cuts == [20, 40, 60]
 

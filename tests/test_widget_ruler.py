@@ -15,7 +15,8 @@ from pgplan.hardware import Cluster
 from pgplan.model import load_model
 from pgplan.model.spec import AttentionKind
 from pgplan.model.state import StateKind
-from pgplan.planning import plan
+from pgplan.planning import Plan, plan
+from pgplan.planning.record import StagePlan
 from pgplan.view.numbers import milliseconds
 from pgplan.view.picture import make_picture
 from pgplan.widgets.ruler import make_ruler, ruler_state
@@ -46,37 +47,50 @@ _BAMBA = {
 def state_of(model: Any, *, pp_size: int = 2, **options: Any) -> dict[str, Any]:
     pinned = options.pop("pinned", ())
     made = plan(model, Cluster.uniform("H200", pp_size=pp_size), split="default", **options)
-    return ruler_state(made, pinned=pinned)
+    return frame_of(made, pinned=pinned)
 
 
-def labels(state: dict[str, Any], cells: list[int]) -> list[str]:
-    return [state["kinds"][cell]["label"] for cell in cells]
+def frame_of(made: Plan, **options: Any) -> dict[str, Any]:
+    return ruler_state(made, **options)["frame"]
+
+
+def labels(frame: dict[str, Any], cells: list[int]) -> list[str]:
+    return [frame["kinds"][cell]["label"] for cell in cells]
 
 
 def test_layers_stand_in_model_order_and_stages_where_the_plan_has_them():
     made = sample("uneven")
     state = ruler_state(made, pinned=[1, 9])
-    assert state["title"] == "llama-3.1-70b: 80 layers over 4 stages"
-    assert labels(state, state["cells"]) == ["full attention, dense"] * 80
-    assert state["cuts"] == [14, 40, 62]
-    spans = [(stage["start"], stage["stop"], stage["layers"]) for stage in state["stages"]]
-    assert spans == [(0, 14, 14), (14, 40, 26), (40, 62, 22), (62, 80, 18)]
-    assert [stage["pinned"] for stage in state["stages"]] == [False, True, False, False]
-    assert [stage["bottleneck"] for stage in state["stages"]].index(True) == made.bottleneck.stage
-    assert labels(state, state["stages"][0]["before"]) == ["embedding"]
-    assert labels(state, state["stages"][3]["after"]) == ["norm and head"]
+    frame, figures = state["frame"], state["figures"]
+    assert frame["title"] == "llama-3.1-70b: 80 layers over 4 stages"
+    assert labels(frame, frame["cells"]) == ["full attention, dense"] * 80
+    assert state["cuts"] == figures["cuts"] == [14, 40, 62]
+    assert state["pinned"] == [1]
+    assert figures["bottleneck"] == made.bottleneck.stage
+    assert labels(frame, frame["stages"][0]["before"]) == ["embedding"]
+    assert labels(frame, frame["stages"][3]["after"]) == ["norm and head"]
+
+
+def test_a_moved_cut_leaves_the_frame_as_it_is():
+    made = sample("uneven")
+    moved = plan(made.model, made.cluster, workload=made.workload, split="15,25,22,18")
+    before, after = ruler_state(made), ruler_state(moved)
+    assert after["frame"] is before["frame"]
+    assert after["figures"]["weights"][2:] == before["figures"]["weights"][2:]
+    assert after["figures"]["weights"][:2] != before["figures"]["weights"][:2]
 
 
 @pytest.mark.parametrize("name", ["one", "four", "tied", "sglang", "mixed", "sixty-four"])
 def test_shares_add_up_and_follow_the_plan(name):
     made = sample(name)
-    state = ruler_state(made)
+    state = frame_of(made)
 
-    def share(stage: dict[str, Any], what: str) -> float:
-        cells = [*stage["before"], *state["cells"][stage["start"] : stage["stop"]], *stage["after"]]
+    def share(stage: StagePlan, what: str) -> float:
+        beside = state["stages"][stage.stage]
+        cells = [*beside["before"], *state["cells"][stage.start : stage.stop], *beside["after"]]
         return sum(state["kinds"][cell][what] for cell in cells)
 
-    stages = state["stages"]
+    stages = made.stages
     for what in ("weight", "time"):
         assert sum(share(stage, what) for stage in stages) == pytest.approx(1, abs=1e-3)
     # The rotary tables are no layer's; all other weights are on the ruler.
@@ -91,22 +105,21 @@ def test_shares_add_up_and_follow_the_plan(name):
 
 def test_times_are_those_of_the_phase_that_the_plan_was_chosen_for():
     cluster = Cluster.uniform("H200", pp_size=2)
-    state = ruler_state(plan("mixtral-8x7b", cluster, objective="prefill"))
+    state = frame_of(plan("mixtral-8x7b", cluster, objective="prefill"))
     assert state["phase"] == "prefill"
     assert "in prefill" in state["kinds"][0]["words"]
-    assert ruler_state(plan("mixtral-8x7b", cluster, objective="kv"))["phase"] == "decode"
+    assert frame_of(plan("mixtral-8x7b", cluster, objective="kv"))["phase"] == "decode"
 
 
 @pytest.mark.parametrize("objective", ["prefill", "decode"])
 def test_the_figures_are_those_of_the_picture(objective):
     made = plan("llama-3.1-70b", Cluster.uniform("H200", pp_size=4), objective=objective)
     phase = next(phase for phase in make_picture(made).phases if phase.name == objective)
-    times = [f"{milliseconds(bar.total_s)} ms" for bar in phase.bars]
-    assert [stage["time"] for stage in ruler_state(made)["stages"]] == times
+    assert ruler_state(made)["figures"]["times"] == [milliseconds(bar.total_s) for bar in phase.bars]
 
 
 def test_sliding_windows_and_embeddings_on_every_stage():
-    state = ruler_state(sample("tied"))
+    state = frame_of(sample("tied"))
     assert labels(state, state["cells"][:6]) == [
         *["sliding window of 1,024, dense"] * 5,
         "full attention, dense",
@@ -175,8 +188,9 @@ def test_the_state_is_plain_and_small():
     state = ruler_state(sample("sixty-four"), pinned=[3])
     text = json.dumps(state)
     assert json.loads(text) == state
-    # A message per frame: no more than the picture beside it.
-    assert len(text) < 16_000
+    # What a moved cut sends.
+    assert len(json.dumps(state["figures"])) < 2_000
+    assert len(text) < 8_000
 
 
 def test_without_anywidget_there_is_no_ruler(monkeypatch):
@@ -190,7 +204,7 @@ def test_the_widget_takes_its_cuts_and_pins_from_the_state():
     shown = make_ruler()
     shown.show(ruler_state(sample("uneven"), pinned=[2]))
     assert (shown.cuts, shown.pinned, shown.size_by) == ([14, 40, 62], [2], "weight")
-    shown.state = ruler_state(sample("two"))
+    shown.show(ruler_state(sample("two")))
     assert (len(shown.cuts), shown.pinned) == (1, [])
     shown.close()
 

@@ -146,15 +146,7 @@ def show(page: Page, *states: dict[str, Any], **values: Any) -> Shown:
     """Put a ruler for each state on the page; return the first."""
     page.set_content(_PAGE.format(css=Ruler._css))
     for state in states:
-        pinned = [index for index, stage in enumerate(state["stages"]) if stage["pinned"]]
-        traits = {
-            "state": state,
-            "cuts": state["cuts"],
-            "pinned": pinned,
-            "size_by": "weight",
-            "display": "none",
-            **values,
-        }
+        traits = {**state, "size_by": "weight", "display": "none", **values}
         page.evaluate(_SHOW, [Ruler._esm, traits])
     page.evaluate(_FRAME)
     return Shown(page=page)
@@ -211,7 +203,8 @@ def test_cells_are_as_wide_as_what_they_weigh_or_take(page):
     shown.root.get_by_role("button", name="time").click()
     by_time = widths()
     for measured, share in ((by_weight, "weight"), (by_time, "time")):
-        windowed, full = (state["kinds"][state["cells"][layer]][share] for layer in (0, 5))
+        frame = state["frame"]
+        windowed, full = (frame["kinds"][frame["cells"][layer]][share] for layer in (0, 5))
         assert measured[5] / measured[0] == pytest.approx(full / windowed, abs=0.15)
     assert by_weight != by_time
     assert min(by_weight + by_time) >= 1
@@ -455,13 +448,13 @@ def test_a_late_answer_changes_figures_but_moves_nothing(page):
     assert shown.cuts == [14, 45, 62]
     assert "pgplan-ruler-old" in (figures.get_attribute("class") or "")
     late = answer("14,27,21,18")
-    shown.receive(state=late)
+    shown.receive(figures=late["figures"])
     assert shown.cuts == [14, 45, 62]
-    assert late["stages"][1]["time"] in figures.inner_text()
+    assert late["figures"]["times"][1] in figures.inner_text()
     page.mouse.up()
     # The late one is still the newest when the handle is let go.
     assert shown.cuts == [14, 45, 62]
-    shown.receive(state=answer("14,31,17,18"))
+    shown.receive(figures=answer("14,31,17,18")["figures"])
     assert shown.cuts == [14, 45, 62]
     assert "pgplan-ruler-old" not in (figures.get_attribute("class") or "")
 
@@ -469,8 +462,7 @@ def test_a_late_answer_changes_figures_but_moves_nothing(page):
 def test_what_is_dragged_stays_with_the_pointer_whatever_the_kernel_says(page):
     shown = show(page, uneven())
     shown.drag(1, shown.before_layer(45))
-    other = answer("20,20,20,20")
-    shown.receive(state=other, cuts=other["cuts"])
+    shown.receive(**answer("20,20,20,20"))
     assert shown.cuts == [14, 45, 62]
     page.mouse.move(shown.before_layer(46), 50)
     page.mouse.up()
@@ -480,12 +472,12 @@ def test_what_is_dragged_stays_with_the_pointer_whatever_the_kernel_says(page):
 def test_a_move_is_not_lost_to_an_answer_in_the_same_frame(page):
     shown = show(page, uneven())
     page.evaluate(
-        """(state) => {
+        """(frame) => {
           const handle = document.querySelectorAll(".pgplan-ruler-handle")[1];
           handle.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
-          rulers[0].model.receive({ state });
+          rulers[0].model.receive({ frame });
         }""",
-        {**uneven(), "phase": "prefill"},
+        {**uneven()["frame"], "phase": "prefill"},
     )
     assert shown.cuts == [14, 41, 62]
     assert shown.sent("cuts") == [[14, 41, 62]]
@@ -509,8 +501,7 @@ def test_the_kernel_has_the_last_word(page):
     assert shown.cuts == [15, 40, 62]
     shown.receive(cuts=[14, 40, 62])
     assert shown.cuts == [14, 40, 62]
-    other = answer("20,20,20,20")
-    shown.receive(state=other, cuts=other["cuts"], pinned=[1])
+    shown.receive(**answer("20,20,20,20") | {"pinned": [1]})
     assert shown.cuts == [20, 40, 60]
     assert shown.stage(1).get_attribute("aria-pressed") == "true"
     assert shown.sent("cuts") == [[15, 40, 62]]
@@ -520,11 +511,11 @@ def test_another_number_of_stages_ends_a_drag(page):
     shown = show(page, uneven())
     shown.drag(2, shown.before_layer(70))
     two = ruler_state(sample("two"))
-    shown.receive(state=two, cuts=two["cuts"])
+    shown.receive(**two)
     page.mouse.move(300, 50)
     page.mouse.up()
     assert shown.cuts == two["cuts"]
-    shown.receive(state=uneven(), cuts=uneven()["cuts"])
+    shown.receive(**uneven())
     shown.drag(2, shown.before_layer(70))
     page.mouse.up()
     assert shown.cuts == [14, 40, 70]
@@ -539,15 +530,15 @@ def test_nothing_accumulates_over_a_thousand_changes(page):
         """async (states) => {
           const { model } = rulers[0];
           for (let change = 0; change < 1000; change++) {
-            const state = states[change % states.length];
-            const cuts = state.cuts.map((cut) => cut + (change % 3) - 1);
-            model.receive({ state: { ...state, cuts }, cuts, pinned: [change % 8] });
+            const { frame, figures } = states[change % states.length];
+            const cuts = figures.cuts.map((cut) => cut + (change % 3) - 1);
+            model.receive({ frame, figures: { ...figures, cuts }, cuts, pinned: [change % 8] });
             if (change % 10 === 0) await new Promise(requestAnimationFrame);
           }
         }""",
         [evenly(8), evenly(2), evenly(64), uneven()],
     )
-    shown.receive(state=evenly(8), cuts=evenly(8)["cuts"], pinned=[])
+    shown.receive(**evenly(8))
     page.evaluate(_FRAME)
     assert page.evaluate(count) == before
     assert page.evaluate("rulers[0].model.listening()") == handlers
@@ -569,8 +560,8 @@ def test_two_rulers_do_not_disturb_each_other(page):
 
 
 def test_a_ruler_waits_for_its_first_state(page):
-    shown = show(page, uneven(), state={}, cuts=[])
+    shown = show(page, uneven(), frame={}, figures={}, cuts=[])
     assert shown.cuts == []
     assert shown.sent("display") == [""]
-    shown.receive(state=uneven(), cuts=uneven()["cuts"])
+    shown.receive(**uneven())
     assert shown.cuts == [14, 40, 62]

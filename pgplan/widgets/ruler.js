@@ -1,14 +1,15 @@
 // The ruler's behaviour: pointer, keys, and the kernel.
 //
 // A move is drawn at once and sent once per frame; ipywidgets keeps one message in flight and the latest
-// value waiting. `cuts` is the truth of what is on display: a `state` that answers older cuts changes the
-// figures, never the handles.
+// value waiting. `cuts` is the truth of what is on display: `figures` of older cuts change no handles.
 
 const STEP = 5;
 
 class Ruler {
   constructor(model, el) {
     this.model = model;
+    // The layers, and what the stages amount to: `frame` and `figures` of the kernel.
+    this.state = {};
     this.cuts = [];
     this.frame = 0;
     this.isDirty = false;
@@ -23,10 +24,6 @@ class Ruler {
       onHandle: (element, index) => this.listen(element, index),
     });
     this.watch();
-  }
-
-  get state() {
-    return this.model.get("state");
   }
 
   // --- what the user does -----------------------------------------------------------------------------
@@ -139,11 +136,8 @@ class Ruler {
   // --- to the kernel and back -------------------------------------------------------------------------
 
   watch() {
-    this.changed = () => {
-      if (!this.isAhead()) this.adopt();
-      this.schedule();
-    };
-    this.events = ["state", "cuts", "pinned", "size_by"].map((name) => `change:${name}`);
+    this.changed = () => (this.due ??= Promise.resolve().then(() => this.receive()));
+    this.events = ["frame", "figures", "cuts", "pinned", "size_by"].map((name) => `change:${name}`);
     this.events.forEach((event) => this.model.on(event, this.changed));
     this.resized = new ResizeObserver(([{ contentRect }]) => {
       this.drawing.fit(contentRect.width);
@@ -151,6 +145,17 @@ class Ruler {
     });
     this.resized.observe(this.drawing.body);
     this.changed();
+  }
+
+  /**
+   * Take in what the kernel says, once for all that a message changes, and draw it at once: the picture, which
+   * the kernel sends with it, is laid out in the same go.
+   */
+  receive() {
+    this.due = null;
+    this.state = { ...this.model.get("frame"), ...this.model.get("figures") };
+    if (!this.isAhead()) this.adopt();
+    this.draw();
   }
 
   /** Tell whether the cuts on display are newer than the model's. */

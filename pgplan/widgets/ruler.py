@@ -56,27 +56,50 @@ def ruler_state(
         calibration: What the plan's times rest on.
 
     Returns:
-        ``cells``: of each layer in model order, its index in ``kinds``; ``kinds``: label, look and words of
-        what cells can be, and such a cell's share of all weight bytes (of one rank) and of all seconds;
-        ``stages``: what each spans, its figures, and the cells that the engine puts before and after its
-        layers; ``cuts``; ``forbidden`` as ``[cut, why]``; ``title``; ``phase``, whose seconds are meant:
-        the one that the plan was chosen for, decode by default. Shares are those on the device of stage 0,
-        so that a cell keeps its size when it changes its stage.
+        ``frame``, all that a moved cut leaves as it is. ``cells``: of each layer in model order, its index in
+        ``kinds``; ``kinds``: label, look and words of what cells can be, and such a cell's share of all
+        weight bytes (of one rank) and of all seconds; ``stages``: the device of each, and the cells that the
+        engine puts before and after its layers; ``forbidden`` as ``[cut, why]``; ``title``; ``phase``, whose
+        seconds are meant: the one that the plan was chosen for, decode by default. Shares are those on the
+        device of stage 0, so that a cell keeps its size when it changes its stage.
+        ``figures``, what each stage then amounts to: ``weights`` in GiB, ``times`` in ms, which stage is the
+        ``bottleneck``, and the ``cuts`` that they are of.
+        ``cuts`` and ``pinned``.
 
     >>> from pgplan import Cluster, plan
     >>> state = ruler_state(plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="17,15"))
-    >>> state["cuts"], [stage["layers"] for stage in state["stages"]], len(state["cells"])
-    ([17], [17, 15], 32)
-    >>> [kind["label"] for kind in state["kinds"]]
+    >>> state["cuts"], state["figures"]["weights"], len(state["frame"]["cells"])
+    ([17], ['7.89', '7.07'], 32)
+    >>> [kind["label"] for kind in state["frame"]["kinds"]]
     ['full attention, dense', 'embedding', 'norm and head']
     """
     phase = "prefill" if plan.objective == "prefill" else "decode"
     batch = plan.prefill_tokens if phase == "prefill" else plan.decode_batch
     costing = costing_for(plan.model, plan.cluster, plan.workload, plan.engine, calibration=calibration)
-    layers, ends = costing.kept(("ruler", phase, batch), lambda: _costs(costing, phase, batch))
-    kinds = [
-        _layer_kind(spec, cost, phase=phase) for spec, cost in zip(plan.model.kinds, layers, strict=True)
-    ]
+    cuts = list(accumulate(plan.split))[:-1]
+    return {
+        "frame": costing.kept(("ruler", phase, batch), lambda: _frame(costing, phase, batch)),
+        "figures": {
+            "cuts": cuts,
+            "weights": [gib(stage.weight_bytes) for stage in plan.stages],
+            "times": [milliseconds(_seconds(stage, phase)) for stage in plan.stages],
+            "bottleneck": plan.bottleneck.stage,
+        },
+        "cuts": cuts,
+        "pinned": sorted(stage for stage in pinned if stage < plan.pp_size),
+    }
+
+
+def _seconds(stage: StagePlan, phase: str) -> float:
+    if phase == "prefill":
+        return stage.prefill_s + stage.prefill_handoff_s
+    return stage.decode_s + stage.decode_handoff_s
+
+
+def _frame(costing: Costing, phase: str, batch: int) -> dict[str, Any]:
+    model, cluster = costing.model, costing.cluster
+    layers, ends = _costs(costing, phase, batch)
+    kinds = [_layer_kind(spec, cost, phase=phase) for spec, cost in zip(model.kinds, layers, strict=True)]
 
     def cells(parts: Iterable[dict[str, Any]]) -> list[int]:
         """Number what stands beside the layers; equal ones are one kind."""
@@ -87,26 +110,19 @@ def ruler_state(
             numbers.append(kinds.index(part))
         return numbers
 
-    beside = [[cells(parts) for parts in _beside(plan, stage, ends)] for stage in plan.stages]
+    beside = [[cells(parts) for parts in _beside(costing, stage, ends)] for stage in range(cluster.pp_size)]
     return {
-        "title": f"{plan.model.name}: {times(plan.model.num_layers, 'layer')} over "
-        f"{times(plan.pp_size, 'stage')}",
+        "title": f"{model.name}: {times(model.num_layers, 'layer')} over {times(cluster.pp_size, 'stage')}",
         "phase": phase,
-        "cuts": list(accumulate(plan.split))[:-1],
-        "cells": list(plan.model.pattern),
+        "cells": list(model.pattern),
         "stages": [
-            {
-                **_stage(stage, phase=phase, is_bottleneck=stage.stage == plan.bottleneck.stage),
-                "pinned": stage.stage in pinned,
-                "before": before,
-                "after": after,
-            }
-            for stage, (before, after) in zip(plan.stages, beside, strict=True)
+            {"gpu": gpu.name, "before": before, "after": after}
+            for gpu, (before, after) in zip(cluster.gpus, beside, strict=True)
         ],
         "kinds": _shared(
-            kinds, [*plan.model.pattern, *(cell for pair in beside for part in pair for cell in part)]
+            kinds, [*model.pattern, *(cell for pair in beside for part in pair for cell in part)]
         ),
-        "forbidden": [[cut, why] for cut, why in sorted(plan.model.forbidden_cuts)],
+        "forbidden": [[cut, why] for cut, why in sorted(model.forbidden_cuts)],
     }
 
 
@@ -177,24 +193,25 @@ def _attention_words(name: str, spec: AttentionSpec) -> str:
 
 
 def _beside(
-    plan: Plan, stage: StagePlan, ends: tuple[float, float]
+    costing: Costing, stage: int, ends: tuple[float, float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return what a stage holds before and after its layers.
 
     Seconds arise only where the part is used: the embedding's on the first stage, the head's on the last.
     """
-    is_first, is_last = stage.stage == 0, stage.stage == plan.pp_size - 1
+    is_first, is_last = stage == 0, stage == costing.cluster.pp_size - 1
+    embedding, head, towers = costing.outside_bytes(stage)
     before, after = [], []
-    if stage.tower_bytes:
-        before.append(_part_kind("towers", stage.tower_bytes, 0.0))
+    if towers:
+        before.append(_part_kind("towers", towers, 0.0))
     # A copy of a tied embedding on the last stage is there to be its head.
-    is_head = is_last and not is_first and plan.model.tied
-    if stage.embedding_bytes and is_head:
-        after.append(_part_kind("embedding", stage.embedding_bytes, 0.0, role=", once more as the head"))
-    elif stage.embedding_bytes:
-        before.append(_part_kind("embedding", stage.embedding_bytes, ends[0] if is_first else 0.0))
-    if stage.head_bytes:
-        after.append(_part_kind("head", stage.head_bytes, ends[1] if is_last else 0.0))
+    is_head = is_last and not is_first and costing.model.tied
+    if embedding and is_head:
+        after.append(_part_kind("embedding", embedding, 0.0, role=", once more as the head"))
+    elif embedding:
+        before.append(_part_kind("embedding", embedding, ends[0] if is_first else 0.0))
+    if head:
+        after.append(_part_kind("head", head, ends[1] if is_last else 0.0))
     return before, after
 
 
@@ -208,18 +225,4 @@ def _part_kind(key: str, size: int, seconds: float, *, role: str = "") -> dict[s
         "moe": False,
         "bytes": size,
         "seconds": seconds,
-    }
-
-
-def _stage(stage: StagePlan, *, phase: str, is_bottleneck: bool) -> dict[str, Any]:
-    prefill_s = stage.prefill_s + stage.prefill_handoff_s
-    decode_s = stage.decode_s + stage.decode_handoff_s
-    return {
-        "start": stage.start,
-        "stop": stage.stop,
-        "layers": stage.num_layers,
-        "gpu": stage.gpu,
-        "weights": f"{gib(stage.weight_bytes)} GiB",
-        "time": f"{milliseconds(prefill_s if phase == 'prefill' else decode_s)} ms",
-        "bottleneck": is_bottleneck,
     }

@@ -163,16 +163,20 @@ class Drawing {
       "--pgplan-seam": size < SEAMLESS ? "0" : "1px",
       "aria-label": `${state.title}, layers per stage ${counts.join(", ")}`,
     });
-    const paint = (element, { kind, left, width }, words) => {
-      const title = `${words}: ${state.kinds[kind].words}`;
-      write(element, { ...look(state.kinds[kind]), left: `${left}px`, width: `${width}px`, title });
+    // A cut moves cells; how they look is the same as long as the frame is.
+    const isSettled = this.kinds === state.kinds;
+    this.kinds = state.kinds;
+    const paint = (element, { kind, left, width }, wordsOf) => {
+      write(element, { left: `${left}px`, width: `${width}px` });
+      if (isSettled) return;
+      const { label, words } = state.kinds[kind];
+      write(element, { ...look(state.kinds[kind]), title: `${wordsOf(label)}: ${words}` });
     };
     this.layers(layers.length).forEach((element, layer) => {
-      paint(element, layers[layer], `layer ${layer}, ${state.kinds[layers[layer].kind].label}`);
+      paint(element, layers[layer], (label) => `layer ${layer}, ${label}`);
     });
     this.beside(beside.length).forEach((element, index) => {
-      const { kind, stage } = beside[index];
-      paint(element, beside[index], `${state.kinds[kind].label} on stage ${stage}`);
+      paint(element, beside[index], (label) => `${label} on stage ${beside[index].stage}`);
     });
   }
 
@@ -203,9 +207,10 @@ class Drawing {
       const span = this.placed.spans[stage];
       const room = (span.width + this.placed.gap) / LETTER;
       const fits = (...texts) => texts.find((text) => text.length <= room) ?? "";
-      const { weights, time, gpu, bottleneck } = state.stages[stage];
+      const [weights, time] = [`${state.weights[stage]} GiB`, `${state.times[stage]} ms`];
+      const { gpu } = state.stages[stage];
       const isPinned = pinned.includes(stage);
-      const name = `${bottleneck ? "▶ " : ""}stage ${stage}`;
+      const name = `${stage === state.bottleneck ? "▶ " : ""}stage ${stage}`;
       const layers = plural(counts[stage], "layer");
       const start = cuts[stage - 1] ?? 0;
       const figures = `${weights} of weights per GPU, ${time} in ${state.phase}, on ${gpu}`;

@@ -21,7 +21,7 @@ class Ruler(anywidget.AnyWidget):
     ``show(ruler_state(...))``. An answer for older cuts than those on display changes the figures only.
 
     Attributes:
-        state: What ``ruler_state`` returned.
+        frame, figures: What ``ruler_state`` says of the layers, and of the stages that the cuts make of them.
         cuts: The first layer of each stage but the first.
         pinned: Stages that keep their layers when the rest is balanced.
         size_by: What a cell's width tells: ``"weight"`` or ``"time"``.
@@ -31,7 +31,8 @@ class Ruler(anywidget.AnyWidget):
     _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     _css = (_HERE / "ruler.css").read_text(encoding="utf-8")
 
-    state = traitlets.Dict().tag(sync=True)
+    frame = traitlets.Dict().tag(sync=True)
+    figures = traitlets.Dict().tag(sync=True)
     cuts = traitlets.List(traitlets.Int()).tag(sync=True)
     pinned = traitlets.List(traitlets.Int()).tag(sync=True)
     size_by = traitlets.Enum(("weight", "time"), default_value="weight").tag(sync=True)
@@ -56,19 +57,7 @@ class Ruler(anywidget.AnyWidget):
         super().close()
 
     def show(self, state: dict[str, Any]) -> None:
-        """Show ``state``; the cuts and pins become its own.
-
-        Assigning ``state`` does the same, except where it is equal to the one on display: only this takes
-        back cuts that the front end has sent and nobody accepted.
-        """
+        """Show what ``ruler_state`` returned; cuts that the front end sent and nobody accepted go back."""
         with self.hold_sync():
-            self.state = state
-            self._adopt(state)
-
-    @traitlets.observe("state")
-    def _state_changed(self, change: dict[str, Any]) -> None:
-        self._adopt(change["new"])
-
-    def _adopt(self, state: dict[str, Any]) -> None:
-        self.cuts = list(state["cuts"])
-        self.pinned = [index for index, stage in enumerate(state["stages"]) if stage["pinned"]]
+            for name, value in state.items():
+                setattr(self, name, value)
