@@ -74,6 +74,24 @@ def test_heads_turn_where_they_lie_and_nothing_else_does(device: str, size: int)
     assert torch.equal(flat[:, heads * 128 :], beside)
 
 
+@devices
+def test_heads_are_normed_and_turned(device: str) -> None:
+    dtype = dtype_of(device)
+    sequences, length, queries, keys, size = 2, 3, 9, 4, 128
+    x = torch.randn(sequences, length, queries + keys, size, device=device, dtype=dtype)
+    gains = [torch.rand(size, device=device, dtype=dtype) + 0.5 for _ in range(2)]
+    angles = torch.randn(length, 1, size // 2, device=device)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    normed = x.double() * (x.double().square().mean(-1, keepdim=True) + fused.EPSILON).rsqrt()
+    normed[:, :, :queries] *= gains[0].double()
+    normed[:, :, queries:] *= gains[1].double()
+    first, second = normed.chunk(2, -1)
+    wanted = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    norms = fused.HeadNorms(gains[0], gains[1], queries)
+    found = fused.rotate(x, torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1), norms)
+    assert equal(found, wanted, dtype)
+
+
 def test_without_triton_nothing_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def never() -> None:
         raise AssertionError("asked for kernels on a CPU")

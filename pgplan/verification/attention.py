@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec, Weight
+from pgplan.verification import fused
 from pgplan.verification.kv_cache import few_at_a_time, write_slots
 from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
@@ -50,6 +51,11 @@ class GroupedAttention:
             for name in sorted(named, reverse=True)  # q before k
             if name.endswith(("q_norm", "k_norm"))
         ]
+        self._head_norms: fused.HeadNorms | None = None
+        whole = spec.head_dim == rotary.table.shape[1]
+        if whole and self.norms and all(n.is_plain and len(n.weight) == spec.head_dim for n in self.norms):
+            query, key = (norm.weight for norm in self.norms)
+            self._head_norms = fused.HeadNorms(query, key, self.heads)
 
     def _norm(self, shards: Shards, place: str, weight: Weight, reduce: Reduce) -> Norm:
         parts = min(shards.tp_size, weight.units) if weight.units else 1
@@ -74,11 +80,11 @@ class GroupedAttention:
         turned = (self.heads + self.kv_heads) * spec.head_dim
         flat = self.qkv(x)
         both, v = flat[:, :turned], flat[:, turned:]
-        if self.norms:
+        if self.norms and self._head_norms is None:
             parts = torch.split(both, [self.heads * spec.head_dim, self.kv_heads * spec.head_dim], -1)
             both = torch.cat([_normed(norm, part) for norm, part in zip(self.norms, parts, strict=True)], -1)
         # Queries and keys turn together: a decode step is short of nothing but kernels to launch.
-        both = self._rotary(both.view(*shape, -1, spec.head_dim), step)
+        both = self._rotary(both.view(*shape, -1, spec.head_dim), step, self._head_norms)
         q, k = torch.split(both, [self.heads, self.kv_heads], 2)
         return q, k, v.view(*shape, self.kv_heads, -1)
 

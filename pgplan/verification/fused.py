@@ -6,6 +6,7 @@ each, on a GPU; otherwise, and for sizes that the kernels are not written for, t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -75,15 +76,28 @@ def gate(both: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """Hold the gains of queries and keys that are normed head by head, and how many heads are queries."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    queries: int
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norms: HeadNorms | None = None
+) -> torch.Tensor:
     """Rotate the last dimension of ``x``, shape ``(s, t, heads, elements)``; ``x`` may be written over.
 
     Args:
         x: What to rotate: its first elements, as many as ``cos`` has, each half against the other.
         cos: Shape ``(t, 1, size)``, both halves the same.
         sin: The same shape, its first half negated.
+        norms: What to norm the heads with before; all of their elements rotate then.
     """
     import torch
+    import torch.nn.functional as F
 
     size, half = cos.shape[-1], cos.shape[-1] // 2
     kernels = _for(x)
@@ -91,10 +105,16 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     if kernels is not None and even and half & (half - 1) == 0:
         sequences, length, heads, _ = x.shape
         grid = (sequences * length, -(-heads // _HEADS_IN_A_BLOCK))
+        gains = (norms.query, norms.key) if norms else (x, x)
         kernels.rotate_kernel[grid](
-            x, cos, sin, length, heads, x.stride(1), x.stride(2), HALF=half, HEADS=_HEADS_IN_A_BLOCK
-        )
+            x, cos, sin, *gains, length, heads, norms.queries if norms else 0, x.stride(1), x.stride(2),
+            EPSILON, NORMED=norms is not None, HALF=half, HEADS=_HEADS_IN_A_BLOCK,
+        )  # fmt: skip
         return x
+    if norms is not None:
+        parts = x.tensor_split([norms.queries], 2)
+        gains = norms.query, norms.key
+        x = torch.cat([F.rms_norm(p, (size,), g, EPSILON) for p, g in zip(parts, gains, strict=True)], 2)
     turning = x[..., :size]
     turned = torch.addcmul(turning * cos, turning.roll(half, -1), sin)
     return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)

@@ -40,9 +40,13 @@ def gate_kernel(both, out, size, BLOCK: tl.constexpr):  # type: ignore[no-untype
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def rotate_kernel(  # type: ignore[no-untyped-def]
-    x, cos, sin, length, heads, token_stride, head_stride, HALF: tl.constexpr, HEADS: tl.constexpr
-):
-    """Rotate some heads of one token, in place: element ``i`` turns with element ``i + HALF``."""
+    x, cos, sin, query_norm, key_norm, length, heads, queries, token_stride, head_stride, epsilon,
+    NORMED: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """Rotate some heads of one token, in place: element ``i`` turns with element ``i + HALF``.
+
+    ``NORMED``: each is RMS-normed before, the first ``queries`` heads with one vector, the rest with another.
+    """
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     lane = tl.arange(0, HALF)[None, :]
@@ -52,5 +56,10 @@ def rotate_kernel(  # type: ignore[no-untyped-def]
     low = x + token * token_stride + head * head_stride + lane
     a = tl.load(low, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(low + HALF, mask=inside, other=0.0).to(tl.float32)
+    if NORMED:
+        scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + epsilon)[:, None]
+        gains = tl.where(head < queries, query_norm + lane, key_norm + lane)
+        a *= scale * tl.load(gains).to(tl.float32)
+        b *= scale * tl.load(gains + HALF).to(tl.float32)
     tl.store(low, a * c - b * s, mask=inside)
     tl.store(low + HALF, b * c + a * s, mask=inside)

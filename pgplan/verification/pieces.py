@@ -134,12 +134,17 @@ class Norm:
         return (x * torch.rsqrt(mean_square + fused.EPSILON)).to(x.dtype) * self.weight
 
     @property
+    def is_plain(self) -> bool:
+        """Tell whether it divides by the root of the mean square of what this rank has, and no more."""
+        return self.bias is None and not self._is_shared
+
+    @property
     def _is_shared(self) -> bool:
         return self._reduce is not None and self._parts > 1
 
     def after_adding(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Add ``hidden`` to the residual, in place, and return it normalised."""
-        if self.bias is None and not self._is_shared:
+        if self.is_plain:
             return fused.add_norm(hidden, residual, self.weight)
         return self(residual.add_(hidden))
 
@@ -167,9 +172,9 @@ class Rotary:
             angles = torch.outer(positions.float(), frequencies)
             self.table[first : first + len(positions)] = torch.cat((angles.cos(), angles.sin()), -1).to(dtype)
 
-    def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: Step, norms: fused.HeadNorms | None = None) -> torch.Tensor:
         """Rotate the last dimension of ``x``, shape ``(s, t, heads, elements)``; it may be written over."""
-        return fused.rotate(x, *self.rows(step))
+        return fused.rotate(x, *self.rows(step), norms)
 
     def rows(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cosines of a step's positions, and the sines with the sign of the first half turned.
