@@ -13,7 +13,8 @@ QUANTITIES = {
     "stage process_bytes": "bytes that its process takes",
     "stage prefill_peak_bytes": "peak of a prefill chunk, or of sampling",
     "stage rest_bytes": "all of that beside weights, KV cache and buffers",
-    "stage context_bytes": "context and NCCL, part of the rest",
+    "stage context_bytes": "context and libraries, part of the rest",
+    "stage nccl_bytes": "NCCL, part of the rest: the engine's groups beside this run's",
     "stage prefill_s": "a prefill chunk on a stage",
     "stage decode_s": "a decode step on a stage",
     "stage prefill_handoff_s": "a chunk's hand-off",
@@ -42,6 +43,8 @@ def misses_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
     yield "| measured beside predicted | figures | mean miss | from / to | goal | promises kept |"
     yield "|---|---|---|---|---|---|"
     for name, text in QUANTITIES.items():
+        if name not in summary["misses"]:
+            continue
         found, goal = summary["misses"][name], GOALS.get(name)
         missed = goal is not None and max(-found["least"], found["most"]) > goal
         yield row(

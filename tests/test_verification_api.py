@@ -167,11 +167,46 @@ def test_a_stage_that_runs_by_itself_is_not_expected_to_hold_nccl(record: Verifi
         {item.quantity: item for item in found.comparisons if item.what == "stage 0"}
         for found in (on_gpu, replace(on_gpu, mode="stage by stage"))
     )
-    nccl_bytes = whole["context_bytes"].predicted - alone["context_bytes"].predicted
+    nccl_bytes = whole["nccl_bytes"].predicted - alone["nccl_bytes"].predicted
     assert nccl_bytes == (2125 - 621) << 20
+    # Context and libraries are there either way, and set beside this run's without its NCCL groups.
+    assert whole["context_bytes"].predicted == alone["context_bytes"].predicted == (621 + 162) << 20
+    assert not whole["context_bytes"].note and "engine" in whole["nccl_bytes"].note
     # The hand-off's buffers are not there either.
     less = nccl_bytes + whole["buffer_bytes"].predicted - alone["buffer_bytes"].predicted
     assert whole["process_bytes"].predicted - alone["process_bytes"].predicted == less
+
+
+@pytest.mark.slow
+def test_a_peak_is_promised_only_where_the_plan_counts_the_tensors_of_this_run(record: Verification) -> None:
+    def peak(found: Verification) -> Comparison:
+        return next(item for item in found.comparisons if item.quantity == "prefill_peak_bytes")
+
+    on_gpu = replace(record, backend="nccl")
+    routed = peak(on_gpu)
+    assert routed.tolerance is None and "this run's own layers" in routed.note
+    assert f"* {routed.note}" in str(on_gpu)
+    dense = pg.load_model("qwen3-0.6b").with_layers(5)
+    own = replace(on_gpu, plan=replace(on_gpu.plan, model=dense))
+    assert peak(own).tolerance == 0.01 and not peak(own).note
+    emulated = replace(own, environment={**own.environment, "kernels": "fp8: emulated"})
+    assert peak(emulated).tolerance is None
+
+
+@pytest.mark.slow
+def test_a_record_of_the_version_before_is_read_without_its_intervals(record: Verification) -> None:
+    data = json.loads(record.to_json()) | {"schema_version": 2}
+    del data["unchecked"]
+    for stage in data["stages"]:
+        del stage["nccl_bytes"]
+    old = Verification.from_json(json.dumps(data))
+    assert all(stage.handoff_decode is None and stage.nccl_bytes is None for stage in old.stages)
+    assert old.passed
+    found = {item.quantity: item for item in replace(old, backend="nccl").comparisons}
+    assert "nccl_bytes" not in found and "decode_handoff_s" not in found
+    assert found["context_bytes"].predicted == (2125 + 162) << 20
+    with pytest.raises(PlanError, match="schema_version 1"):
+        Verification.from_json(json.dumps(data | {"schema_version": 1}))
 
 
 @pytest.mark.slow

@@ -177,6 +177,7 @@ def _stages(plan: Plan, rows: Sequence[dict[str, Any]]) -> tuple[StageMeasuremen
                 "buffer_bytes",
                 "process_bytes",
                 "context_bytes",
+                "nccl_bytes",
             )
         }
         slowest = {

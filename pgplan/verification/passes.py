@@ -30,7 +30,8 @@ class Pass:
     Attributes:
         tokens: The first stage's input.
         streams: The other stages' input, hidden and residual.
-        out: What the last run gave: sampled tokens on the last stage, hidden and residual on the others.
+        out: What the last run gave: hidden and residual, on the last stage sampled tokens and what they are
+            sampled from.
     """
 
     def __init__(
@@ -59,7 +60,16 @@ class Pass:
         if not stage.contents.is_last:
             return hidden, residual
         x = stage.normalise(stage.last_of_each(hidden, step), stage.last_of_each(residual, step))
-        return (stage.sample(x),)
+        return stage.sample(x), x
+
+    def draw(self, seed: int) -> None:
+        """Fill the inputs with random values that follow from a seed."""
+        import torch
+
+        generator = torch.Generator(device=self.stage.device).manual_seed(seed)
+        self.tokens.random_(0, self.stage.model.vocab_size, generator=generator)
+        for stream in self.streams:
+            stream.normal_(generator=generator)
 
     def accept(self, arrived: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return the streams to compute from: what arrived, or for a graph the buffers, filled with it."""
@@ -90,12 +100,11 @@ def capture(run: Callable[[], object], device: torch.device, *, pool: Any = None
     """Capture a run in a CUDA graph; what it leaves in its closures is what each replay writes again."""
     import torch
 
-    # Kernels are chosen and compiled at their first runs, which cannot be captured.
+    # Kernels are chosen and compiled at their first run, which cannot be captured.
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(2):
-            run()
+        run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as NCCL's watchdog, may ask the device while this one captures.

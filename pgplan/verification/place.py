@@ -72,6 +72,9 @@ class Place:
                 hidden_size=hidden_size,
                 dtype=dtype,
             )
+        if self._beside is not None:
+            # NCCL opens its channels, and takes their memory, at the first message.
+            self._beside.all_reduce(torch.zeros(1, dtype=dtype, device=self.device))
         if self._ring is not None:
             # NCCL joins two ranks when the first message passes between them, which takes a second.
             token = torch.zeros(1, dtype=torch.long, device=self.device)

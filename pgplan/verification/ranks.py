@@ -13,7 +13,15 @@ from pgplan.distributed.tensor_plane import TensorPlane
 from pgplan.errors import GroupError
 from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
-from pgplan.verification.checking import Check, build_stage, check_handoff, check_layers
+from pgplan.verification.checking import (
+    Check,
+    build_stage,
+    check_handoff,
+    check_layers,
+    check_replays,
+    replay_error,
+    some_rows,
+)
 from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Pass
@@ -29,6 +37,10 @@ from pgplan.verification.surroundings import environment
 
 if TYPE_CHECKING:
     import torch
+
+
+# What a pass computes from when it is compared with its graph, and what the graph is captured with.
+_SEEDS = 1, 2
 
 
 @dataclass(slots=True)
@@ -81,13 +93,15 @@ class _Rank:
 
         self.worker, self.plan = worker, plan
         self._found = _Findings()
+        self._replay_errors: list[float] = []
         self._began_s = time.perf_counter()
         self._phase("connect")
         if plane.device.type == "cuda":
             torch.cuda.set_device(plane.device)
-        self.place = Place(worker, plane, pp_size=plan.pp_size, tp_size=plan.tp_size, alone=alone)
         self.memory = DeviceMemory(plane.device)
         self.memory.open_libraries()
+        without_nccl = self.memory.process_bytes()[1]
+        self.place = Place(worker, plane, pp_size=plan.pp_size, tp_size=plan.tp_size, alone=alone)
         before = self.memory.allocated_bytes()
         self.dtype: torch.dtype = getattr(torch, plan.model.dtype)
         self.prefill_step, self.decode_step = steps_of(plan)
@@ -97,6 +111,7 @@ class _Rank:
             hidden_size=plan.model.hidden_size,
             dtype=self.dtype,
         )
+        self._nccl_bytes = self.memory.process_bytes()[1] - without_nccl
         # Another stage's output, to compute from before the pipeline runs.
         shape = (self.prefill_step.tokens, plan.model.hidden_size)
         count = 0 if self.place.is_first else 2
@@ -200,11 +215,13 @@ class _Rank:
         self._phase("prefill")
         peak_bytes = self._peak_bytes(stage, prefill)
         self.room.allow_graphs()
-        graphs = prefill.capture() if self.memory.on_gpu else None
+        graphs = self._capture_checked(prefill) if self.memory.on_gpu else None
         prefill_s = self.watch.time(prefill, budgets=2)
 
         self._phase("decode")
         decodes = self._decode_passes(stage, caches, graphs)
+        if self.memory.on_gpu:
+            self._add(check_replays(self.place, self._replay_errors, stage.model.dtype))
         decode_s = self.watch.time(decodes[0])
 
         self._phase("hand-off")
@@ -223,6 +240,7 @@ class _Rank:
             buffer_bytes=self.room.buffer_bytes,
             process_bytes=process_bytes,
             context_bytes=context_bytes,
+            nccl_bytes=self._nccl_bytes,
             prefill_tokens=self.prefill_step.tokens,
             decode_batch=self.decode_step.tokens,
             prefill=prefill_s,
@@ -248,6 +266,10 @@ class _Rank:
         """Return the most that a chunk, or sampling for as many rows as an engine profiles, allocates."""
         import torch
 
+        # Its rows are there before, as what the chunk left.
+        settings = self.plan.settings
+        rows = min(settings.max_num_seqs, settings.max_num_batched_tokens) if self.place.is_last else 0
+        x = torch.zeros((rows, stage.model.hidden_size), dtype=stage.dtype, device=stage.device)
         # Kernels are compiled, and tables made, at their first use.
         prefill.run()
         prefill.out = ()
@@ -258,11 +280,9 @@ class _Rank:
         prefill.out = ()
         if self.place.is_last and self.memory.on_gpu:
             self.memory.release()
-            settings = self.plan.settings
-            rows = min(settings.max_num_seqs, settings.max_num_batched_tokens)
-            x = torch.zeros((rows, stage.model.hidden_size), dtype=stage.dtype, device=stage.device)
             stage.draw(x)
         peak_bytes = self.memory.peak_bytes() - before
+        del x
         self.memory.release()
         return max(0, peak_bytes)
 
@@ -273,6 +293,23 @@ class _Rank:
             first = index * step.sequences
             own = Step(sequences=step.sequences, length=1, start=step.start, first_row=first)
             passes.append(Pass(stage, caches, own))
-            if self.memory.on_gpu:
+            if self.memory.on_gpu and index < self.plan.microbatches - 1:
                 pool = passes[-1].capture(pool)
+        if self.memory.on_gpu:
+            self._capture_checked(passes[-1], pool)
         return passes
+
+    def _capture_checked(self, work: Pass, pool: Any = None) -> Any:
+        """Capture a pass in a graph, and note how far its replay is from the pass without it."""
+        work.draw(_SEEDS[0])
+        work.run()
+        eager = some_rows(work.out)
+        # A chunk's activations must not lie beside the graph's own: no engine has both.
+        work.out = ()
+        self.memory.release()
+        work.draw(_SEEDS[1])
+        graphs = work.capture(pool)
+        work.draw(_SEEDS[0])
+        work.run()
+        self._replay_errors.append(replay_error(eager, some_rows(work.out)))
+        return graphs

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     import matplotlib.figure
     import pandas as pd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# Hand-offs of version 2 are intervals between arrivals, which no prediction is for.
+_WITH_INTERVALS = 2
 # What allocated tensors may weigh beside the prediction: an allocator rounds each one up to 512 bytes.
 WEIGHT_TOLERANCE = 1e-3
+# The same of a dense chunk's peak, where the plan counts the very tensors that are allocated here.
+PEAK_TOLERANCE = 0.01
 # What the process may take of the device beside the prediction: context and NCCL are known to some 0.1 GiB.
 PROCESS_TOLERANCE = 0.01
 # What the pipeline's times may part, where the stages' own are known better than that.
@@ -76,6 +80,7 @@ class StageMeasurement:
         buffer_bytes: The hand-off's buffers, and an input to compute from.
         process_bytes: The most that the process took of the device; 0 on a CPU.
         context_bytes: The part of it that torch did not allocate: context, libraries, NCCL, graphs.
+        nccl_bytes: What this run's NCCL groups took of that; ``None`` in records from before it was read.
         prefill, decode: A chunk of ``prefill_tokens``, a step of ``decode_batch`` tokens.
         handoff_prefill, handoff_decode: The hop that brought their activations here: from the sender's output
             being ready to this stage having it (``hops``).
@@ -95,6 +100,7 @@ class StageMeasurement:
     decode: Spread
     handoff_prefill: Spread | None
     handoff_decode: Spread | None
+    nccl_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +138,7 @@ class Comparison:
         quantity: With its unit, e.g. ``"decode_s"``, ``"weight_bytes"``.
         predicted, measured: The figures.
         tolerance: How far they may part, as a fraction; ``None``: nothing is promised.
+        note: What the two are of, where that is not the same.
     """
 
     what: str
@@ -139,6 +146,7 @@ class Comparison:
     predicted: float
     measured: float
     tolerance: float | None
+    note: str = ""
 
     @property
     def ratio(self) -> float:
@@ -227,10 +235,10 @@ class Verification:
         return report(self)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per figure: what, quantity, predicted, measured, ratio, tolerance, passed."""
+        """Return one row per figure: what, quantity, predicted, measured, ratio, tolerance, passed, note."""
         import pandas as pd
 
-        names = ("what", "quantity", "predicted", "measured", "ratio", "tolerance", "passed")
+        names = ("what", "quantity", "predicted", "measured", "ratio", "tolerance", "passed", "note")
         return pd.DataFrame(
             [[getattr(item, name) for name in names] for item in self.comparisons], columns=list(names)
         )
@@ -271,7 +279,10 @@ class Verification:
             raise PlanError(
                 f"a verification must be the JSON that to_json() wrote, and is not: {error!r}"
             ) from None
-        if version != SCHEMA_VERSION:
+        if version == _WITH_INTERVALS:
+            for stage in data["stages"]:
+                stage["handoff_prefill"] = stage["handoff_decode"] = None
+        elif version != SCHEMA_VERSION:
             raise PlanError(
                 f"verification has schema_version {version!r} and this pgplan reads {SCHEMA_VERSION}; "
                 "verify again"

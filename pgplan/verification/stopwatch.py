@@ -18,7 +18,8 @@ from pgplan.verification.record import FlowMeasurement, Spread
 # How long a measurement may take; on a CPU, where times are worth little, a part of it.
 _BUDGET_S, _ON_CPU = 1.0, 0.2
 _FEWEST, _MOST, _FLOW_MOST = 5, 400, 64
-_ALONE = 4
+# How often one microbatch goes through the pipeline alone, if it is not slow.
+_ALONE_S, _ALONE_MOST = 0.5, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class Stopwatch:
 
     def time(self, work: Pass, *, budgets: int = 1) -> Spread:
         """Time a pass on this stage alone, as often as fits the budget on the slowest rank."""
-        run_repeatedly(self.place, work.run, repeats=1)
-        once_s = self.place.most(min(run_repeatedly(self.place, work.run, repeats=2)))
-        run_repeatedly(self.place, work.run, repeats=self._settling(once_s))
+        probes = 2
+        once_s = self.place.most(min(run_repeatedly(self.place, work.run, repeats=probes)))
+        run_repeatedly(self.place, work.run, repeats=max(1, self._settling(once_s) - probes))
         repeats = max(_FEWEST, min(_MOST, int(budgets * self._budget_s / once_s)))
         return Spread.of(run_repeatedly(self.place, work.run, repeats=repeats))
 
@@ -68,14 +69,15 @@ class Stopwatch:
         if not self.place.is_pipeline:
             return None
         slowest_s, pp_size = self.place.most(each.mean_s), self.place.pp_size
-        steps = max(4 * pp_size, min(_FLOW_MOST, int(2 * self._budget_s / slowest_s)))
-        # First ways, shapes and kernels are slow; every one that is timed below is used before.
-        run_pipeline(self.place, passes, steps=pp_size + len(passes), in_flight=in_flight)
-        alone = run_pipeline(self.place, passes[:1], steps=_ALONE, in_flight=1)
-        run_pipeline(self.place, passes, steps=pp_size + self._settling(slowest_s), in_flight=in_flight)
-        marks = run_pipeline(self.place, passes, steps=steps + pp_size, in_flight=in_flight)
-        # The pipeline fills during the first steps.
-        ends = [end for _, end in marks[pp_size - 1 :]]
+        # The first one alone opens ways; each comes back to the first stage before the next begins.
+        alone_s = pp_size * slowest_s
+        turns = 1 + max(1, min(_ALONE_MOST, int(_ALONE_S / alone_s)))
+        alone = run_pipeline(self.place, passes[:1], steps=turns, in_flight=1)
+        # What fills the pipeline and settles it is of the same run, so that nothing rests in between.
+        settling = pp_size + max(len(passes), self._settling(slowest_s))
+        steps = max(3 * pp_size, min(_FLOW_MOST, int(2 * self._budget_s / slowest_s)))
+        marks = run_pipeline(self.place, passes, steps=settling + steps, in_flight=in_flight)
+        ends = [end for _, end in marks[settling - 1 :]]
         window_s = ends[-1] - ends[0]
         measured = FlowMeasurement(
             microbatches=in_flight,
@@ -85,4 +87,4 @@ class Stopwatch:
             idle=(),
             steps=steps,
         )
-        return measured, 1 - sum(end - begin for begin, end in marks[pp_size:]) / window_s
+        return measured, 1 - sum(end - begin for begin, end in marks[settling:]) / window_s
