@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -115,6 +116,20 @@ def subgroups(worker: Worker) -> list[float]:
             mine = plane.group(range(worker.rank % 2, worker.world_size, 2))
             sums.append(mine.all_reduce(torch.tensor([float(worker.rank)])).item())
         return sums
+
+
+def planes_in_turn(worker: Worker) -> float:
+    """Free the first plane, which was closed long ago, while a second one is in use."""
+    first = plane_of(worker)
+    first.group()
+    first.close()
+    with plane_of(worker) as second:
+        # What lies in the second plane's store shall not look like what lay in the first one's.
+        second.group([worker.rank])
+        group = second.group()
+        del first
+        gc.collect()
+        return group.all_reduce(torch.ones(1)).item()
 
 
 def by_host_and_port(worker: Worker, *, host: str, port: int, name: str | None = None) -> dict[str, Any]:

@@ -47,6 +47,11 @@ def test_groups_of_the_same_ranks_do_not_mix(seen: dict[str, list[Any]]) -> None
     assert seen["subgroups"] == [[2.0, 2.0], [4.0, 4.0]] * 2  # 0 + 2 and 1 + 3
 
 
+def test_an_old_plane_may_be_freed_while_a_new_one_is_in_use() -> None:
+    launched = launch("tensor_entries:planes_in_turn", ranks=2, timeout=30)
+    assert launched.results == (2.0, 2.0)
+
+
 def test_a_peer_that_does_not_do_its_part_is_named(seen: dict[str, list[Any]]) -> None:
     first, *_ = seen["late_sender"]
     assert first.startswith("GroupTimeoutError: rank 0 was receiving from rank 1 for 1 s in vain")

@@ -7,6 +7,7 @@ when one of them closes, it ends every wait of every tensor group on this rank w
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import select
@@ -64,7 +65,7 @@ class TensorPlane:
         self._groups: list[TensorGroup] = []
         self.lost: set[int] = set()
         self._news = threading.Condition()
-        self._store, self._store_fd = _shared_store(group)
+        self._store = _shared_store(group)
         self._watch = _Watch(group.descriptors(), self._lose)
 
     def group(self, ranks: Sequence[int] | None = None) -> TensorGroup:
@@ -159,9 +160,6 @@ class TensorPlane:
             for group in self._groups:
                 shut_down(group.pg)
             self._groups.clear()
-            if self._store_fd is not None:
-                os.close(self._store_fd)
-                self._store_fd = None
 
     def __enter__(self) -> TensorPlane:
         return self
@@ -186,33 +184,28 @@ class TensorPlane:
         return f"rank {lost[0]} was" if len(lost) == 1 else f"ranks {', '.join(map(str, lost))} were"
 
 
-def _shared_store(group: StatelessProcessGroup) -> tuple[Store, int | None]:
+def _shared_store(group: StatelessProcessGroup) -> Store:
     """Make a store that all ranks of this host share, with neither a port nor a file to leave behind.
 
     It is torch's FileStore on a file in rank 0's memory, which the others reach through /proc: only the
-    same user can, and it is gone when the ranks are.
-
-    Returns:
-        The store, and on rank 0 the file's descriptor.
+    same user can, and it is gone when rank 0 is.
     """
-    from torch._C._distributed_c10d import FileStore
+    from torch._C._distributed_c10d import FileStore, PrefixStore
 
-    mark, fd, path = secrets.token_hex(16), None, ""
-    if group.rank == 0:
-        fd = os.memfd_create("pgplan-store")
-        path = f"/proc/{os.getpid()}/fd/{fd}"
+    mark, path = secrets.token_hex(16), _memory_file() if group.rank == 0 else ""
     path, mark = group.broadcast_obj([path, mark], src=0)
     store: Store | None = None
     with contextlib.suppress(RuntimeError, OSError):
         if group.rank == 0 or os.path.realpath(path).startswith("/memfd:pgplan-store"):
-            store = FileStore(path, -1)
-            store.set_timeout(timedelta(seconds=5))
+            file = FileStore(path, -1)
+            file.set_timeout(timedelta(seconds=5))
+            store = PrefixStore(mark, file)
             if group.rank == 0:
-                store.set("mark", mark)
+                store.set("here", mark)
     group.barrier()
     seen = False
     with contextlib.suppress(RuntimeError):
-        seen = store is not None and store.get("mark") == mark.encode()
+        seen = store is not None and store.get("here") == mark.encode()
     strangers = [rank for rank, sees in enumerate(group.all_gather_obj(seen)) if not sees]
     if strangers or store is None:
         names = ", ".join(map(str, strangers))
@@ -220,7 +213,17 @@ def _shared_store(group: StatelessProcessGroup) -> tuple[Store, int | None]:
             f"rank {names} does not share a host with rank 0; use "
             "stateless_init_torch_distributed_process_group(host, port, ...) between hosts"
         )
-    return store, fd
+    return store
+
+
+@functools.cache
+def _memory_file() -> str:
+    """Return the path to a file in this process's memory, the same one for as long as the process lives.
+
+    A FileStore goes to its file once more when it is freed, whenever that is. Were the file closed with its
+    plane, the next plane's would have the same path, and the old store would write into it and hang.
+    """
+    return f"/proc/{os.getpid()}/fd/{os.memfd_create('pgplan-store')}"
 
 
 class _Watch:
