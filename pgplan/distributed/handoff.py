@@ -17,20 +17,24 @@ the stages' link is the slower one. Where the message crosses over is measured w
 
 from __future__ import annotations
 
+import statistics
 import time
 from operator import is_
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pgplan.distributed.basics import divide
-from pgplan.distributed.handoff_buffers import Cut, End, Layout
+from pgplan.distributed.handoff_buffers import Cut, End, Layout, SideStream
 from pgplan.errors import GroupError
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import Work
 
+    from pgplan.distributed.tensor_collectives import TensorGroup
     from pgplan.distributed.tensor_plane import TensorPlane
 
-_TRIALS = 8
+_RECEIVING = "receiving a stage's output"
+_TRIALS = 9
 # Below this the changes of stream cost more than a gather that waits for the stage's compute.
 _OVERLAP_FROM_BYTES = 1 << 20
 
@@ -104,7 +108,7 @@ class Handoff:
         )
         self._incoming = End(before, layout, peer=0, depth=depth, max_tokens=max_tokens) if before else None
         self._outgoing = End(after, layout, peer=1, depth=depth, max_tokens=max_tokens) if after else None
-        self._side_stream = _side_stream(plane.device) if tp_size > 1 else None
+        self._aside = SideStream(plane.device) if tp_size > 1 and plane.device.type == "cuda" else None
         self.sliced_from_bytes: int | None = None
         self.sent_bytes = 0
         self._warm()
@@ -135,11 +139,6 @@ class Handoff:
     def _no_stage(self, where: str) -> NoReturn:
         raise GroupError(f"stage {self.stage} of {self.pp_size} has no stage {where} it")
 
-    def _gather(self, cut: Cut) -> None:
-        if self._beside is not None:
-            for whole, part in zip(cut.whole, cut.parts, strict=True):
-                self._beside.all_gather(whole, part)
-
     def _pass_on(self, tokens: int) -> None:
         """Take part in one hop from the first stage to the last, whatever the buffers hold."""
         if self._incoming is not None:
@@ -165,14 +164,15 @@ class Handoff:
         """Time hops whole and sliced, the largest first; return the size from which on sliced is faster."""
         faster_from_bytes, tokens = None, self.max_tokens
         while tokens:
-            times_s = [0.0, 0.0]
-            for trial in range(2 * _TRIALS):
-                self.sliced_from_bytes = (None, 0)[trial % 2]
-                started_s = time.perf_counter()
-                self._pass_on(tokens)
-                times_s[trial % 2] += time.perf_counter() - started_s
+            times_s: tuple[list[float], list[float]] = ([], [])
+            for _ in range(_TRIALS):
+                for way, least_bytes in enumerate((None, 0)):
+                    self.sliced_from_bytes = least_bytes
+                    started_s = time.perf_counter()
+                    self._pass_on(tokens)
+                    times_s[way].append(time.perf_counter() - started_s)
             # The slowest rank decides, and every rank must come to the same answer.
-            everyone = self.plane.metadata.all_gather_obj(times_s)
+            everyone = self.plane.metadata.all_gather_obj([statistics.median(taken) for taken in times_s])
             whole_s, sliced_s = (max(column) for column in zip(*everyone, strict=True))
             if sliced_s >= whole_s:
                 break
@@ -229,27 +229,29 @@ def recv_stage(handoff: Handoff, tokens: int) -> Arrival:
     end = handoff._incoming or handoff._no_stage("before")
     end.turn()
     cut = end.cut(tokens)
-    if not handoff.is_sliced(cut.size_bytes):
-        return Arrival(handoff, end, cut, end.start("recv", cut.whole), gather=False)
-    side_stream = handoff._side_stream
-    if side_stream is None or cut.size_bytes < _OVERLAP_FROM_BYTES:
-        return Arrival(handoff, end, cut, end.start("recv", cut.parts), gather=True)
+    beside = handoff._beside
+    if beside is None or not handoff.is_sliced(cut.size_bytes):
+        return Arrival(cut, end.start("recv", cut.whole), end.group)
+    if handoff._aside is None or cut.size_bytes < _OVERLAP_FROM_BYTES:
+        return Arrival(cut, end.start("recv", cut.parts), end.group, gather_in=beside)
     # The gather follows the receive on a stream of its own, so that neither holds up the stage's compute.
-    import torch
-
-    side_stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side_stream):
-        Arrival(handoff, end, cut, end.start("recv", cut.parts), gather=True).wait()
-        return Arrival(handoff, end, cut, [side_stream.record_event()], gather=False)
+    with handoff._aside:
+        works = end.start("recv", cut.parts)
+        end.group.finish(works, _RECEIVING)
+        # In the list that the buffer's next turn looks into, should nobody wait for this arrival.
+        works += beside.start_all_gather(cut.whole, cut.parts)
+    return Arrival(cut, works, beside)
 
 
 class Arrival:
     """Stand for activations that are on their way."""
 
-    __slots__ = ("_cut", "_end", "_gather", "_handoff", "_works")
+    __slots__ = ("_cut", "_gather_in", "_group", "_works")
 
-    def __init__(self, handoff: Handoff, end: End, cut: Cut, works: list[Any], *, gather: bool) -> None:
-        self._handoff, self._end, self._cut, self._works, self._gather = handoff, end, cut, works, gather
+    def __init__(
+        self, cut: Cut, works: list[Work], group: TensorGroup, *, gather_in: TensorGroup | None = None
+    ) -> None:
+        self._cut, self._works, self._group, self._gather_in = cut, works, group, gather_in
 
     def wait(self) -> tuple[torch.Tensor, ...]:
         """Return the tensors, each ``(tokens, hidden_size)``.
@@ -259,13 +261,8 @@ class Arrival:
         Raises:
             PeerLostError: If a rank is lost.
         """
-        self._end.group.finish(self._works, "receiving a stage's output", 0)
-        if self._gather:
-            self._handoff._gather(self._cut)
+        self._group.finish(self._works, _RECEIVING)
+        if self._gather_in is not None:
+            group, self._gather_in = self._gather_in, None
+            group.finish(group.start_all_gather(self._cut.whole, self._cut.parts), _RECEIVING)
         return self._cut.tensors
-
-
-def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    import torch
-
-    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

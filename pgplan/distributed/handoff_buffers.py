@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pgplan.distributed.basics import divide
 from pgplan.errors import GroupError
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import Work
 
     from pgplan.distributed.tensor_collectives import TensorGroup
 
@@ -21,8 +22,8 @@ class Cut(NamedTuple):
     """Show one hop's memory: as the tensors it holds, and as bytes to move, whole or this rank's parts."""
 
     tensors: tuple[torch.Tensor, ...]
-    whole: tuple[torch.Tensor, ...]
-    parts: tuple[torch.Tensor, ...]
+    whole: list[torch.Tensor]
+    parts: list[torch.Tensor]
     size_bytes: int
 
 
@@ -79,7 +80,7 @@ class Layout:
 
     def _moved_as(self, tensors: tuple[torch.Tensor, ...], whole: Sequence[torch.Tensor]) -> Cut:
         parts = [block.view(self.tp_size, divide(len(block), self.tp_size))[self.tp_rank] for block in whole]
-        return Cut(tensors, tuple(whole), tuple(parts), sum(map(len, whole)))
+        return Cut(tensors, list(whole), parts, sum(map(len, whole)))
 
 
 class End:
@@ -107,7 +108,7 @@ class End:
         device = group.plane.device
         self._buffers = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(depth)]
         self._cuts: list[dict[int, Cut]] = [{} for _ in range(depth)]
-        self._under_way: list[list[Any]] = [[]] * depth
+        self._under_way: list[list[Work]] = [[]] * depth
         self._turn = 0
 
     def turn(self) -> None:
@@ -116,7 +117,7 @@ class End:
         if works := self._under_way[self._turn]:
             self.group.finish(works, "finishing an earlier hop", self._peer)
 
-    def start(self, operation: Literal["send", "recv"], pieces: Sequence[torch.Tensor]) -> list[Any]:
+    def start(self, operation: Literal["send", "recv"], pieces: list[torch.Tensor]) -> list[Work]:
         """Begin to move pieces to or from the counterpart; the present buffer is taken until that is done."""
         works = self._under_way[self._turn] = self.group.start(operation, pieces, self._peer)
         return works
@@ -131,3 +132,27 @@ class End:
             cut = cuts[tokens] = self._layout.cut(self._buffers[self._turn], tokens)
         self.cut_last = cut
         return cut
+
+
+class SideStream:
+    """Give what is begun within to a CUDA stream of its own, behind all that the current one was given.
+
+    As ``wait_stream`` and ``torch.cuda.stream`` do, but with the event kept and each stream looked up once:
+    five calls instead of some twenty, which matters to a hop of 100 us.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self._cuda, self._device = torch.cuda, device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> None:
+        self._outer = outer = self._cuda.current_stream(self._device)
+        self._event.record(outer)
+        self._event.wait(self._stream)
+        self._cuda.set_stream(self._stream)
+
+    def __exit__(self, *_: object) -> None:
+        self._cuda.set_stream(self._outer)

@@ -89,16 +89,14 @@ class TensorGroup:
         arrived.item()
         self.plane.check("in a barrier")
 
-    def start(
-        self, operation: Literal["send", "recv"], pieces: Sequence[torch.Tensor], peer: int
-    ) -> list[Work]:
+    def start(self, operation: Literal["send", "recv"], pieces: list[torch.Tensor], peer: int) -> list[Work]:
         """Begin to send or receive contiguous pieces, with NCCL in one call; ``finish`` what is returned."""
         if self.plane.lost:
             self.plane.check(f"beginning to {operation}")
         move = self.pg.send if operation == "send" else self.pg.recv
         try:
             if len(pieces) == 1:
-                return [move([pieces[0]], peer, 0)]
+                return [move(pieces, peer, 0)]
             device = self.plane.device
             if device.type == "cpu":  # gloo does not coalesce
                 return [move([piece], peer, 0) for piece in pieces]
@@ -108,6 +106,15 @@ class TensorGroup:
             return [self.pg._end_coalescing(device)]
         except RuntimeError as error:
             raise self.plane.explain(error, f"beginning to {operation}", (self.ranks[peer],)) from error
+
+    def start_all_gather(self, outs: list[torch.Tensor], parts: list[torch.Tensor]) -> list[Work]:
+        """Begin to fill each of ``outs`` as ``all_gather`` does; ``finish`` what is returned."""
+        if self.plane.lost:
+            self.plane.check("beginning to gather")
+        try:
+            return [self._all_gather(out, part) for out, part in zip(outs, parts, strict=True)]
+        except RuntimeError as error:
+            raise self.plane.explain(error, "beginning to gather", self.ranks) from error
 
     def finish(self, works: list[Work], doing: str, peer: int | None = None) -> None:
         """Wait for operations under way; with NCCL, have the current CUDA stream wait for them.
