@@ -240,7 +240,35 @@ def command(gpus: int, out: Path, calibration: str | None) -> None:
             save(out / "command.json", {"wall_s": wall_s, "phase_s": phases, "gpus": gpus})
 
 
-def main() -> None:
+def chosen(args: argparse.Namespace, gpus: int) -> list[Case]:
+    """Return the cases that were asked for, in the order in which they are to run."""
+    shapes = [(int(pp), int(tp)) for pp, tp in (shape.split("x") for shape in args.shape.split(","))]
+    cases = all_cases(shapes, args.models.split(","), args.calibration)
+    if args.quick:
+        cases = quick_cases(gpus, args.calibration)
+    wanted = [case for case in cases if any(word in case.name for word in args.only.split(","))]
+    first, every = map(int, args.share.split("/"))
+    # The splits of one model stay together: a best split may be another's.
+    groups = list(dict.fromkeys(case.group for case in wanted))[first::every]
+    return [case for case in wanted if case.group in groups]
+
+
+def run_cases(wanted: Sequence[Case], args: argparse.Namespace, gpus: int) -> None:
+    """Run the cases that have no document yet, as long as there is time."""
+    began_s, done, failed = time.perf_counter(), 0, 0
+    for case in wanted:
+        if (args.out / f"{case.name}.json").exists():
+            continue
+        left_s = args.limit - (time.perf_counter() - began_s)
+        if left_s <= 0:
+            print(f"time is over before {case.name}; run again to go on")
+            break
+        ran = run_case(case, args.out, backend=args.backend, timeout_s=min(args.case_limit, left_s + 30))
+        done, failed = done + ran, failed + (not ran)
+    print(f"{done} cases verified, {failed} with errors, on {gpus} GPUs")
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -260,40 +288,22 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=540.0, help="begin no case after this many seconds")
     parser.add_argument("--case-limit", type=float, default=120.0, help="give up on a case after this many")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the documents go")
-    args = parser.parse_args()
-    gpus = visible_gpus()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, gpus = arguments(), visible_gpus()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.summary:
         save(args.out / "summary.json", summarise(args.out, args.calibration))
-        return None
-    if args.faults:
-        return faults(gpus, args.out)
-    if args.command:
-        return command(gpus, args.out, args.calibration)
-    shapes = [(int(pp), int(tp)) for pp, tp in (shape.split("x") for shape in args.shape.split(","))]
-    cases = all_cases(shapes, args.models.split(","), args.calibration)
-    if args.quick:
-        cases = quick_cases(gpus, args.calibration)
-    wanted = [case for case in cases if any(word in case.name for word in args.only.split(","))]
-    first, every = map(int, args.share.split("/"))
-    # The splits of one model stay together: a best split may be another's.
-    groups = list(dict.fromkeys(case.group for case in wanted))[first::every]
-    wanted = [case for case in wanted if case.group in groups]
-    if args.list:
-        print(*(case.name for case in wanted), sep="\n")
-        return None
-    began_s, done, failed = time.perf_counter(), 0, 0
-    for case in wanted:
-        if (args.out / f"{case.name}.json").exists():
-            continue
-        left_s = args.limit - (time.perf_counter() - began_s)
-        if left_s <= 0:
-            print(f"time is over before {case.name}; run again to go on")
-            break
-        ran = run_case(case, args.out, backend=args.backend, timeout_s=min(args.case_limit, left_s + 30))
-        done, failed = done + ran, failed + (not ran)
-    print(f"{done} cases verified, {failed} with errors, on {gpus} GPUs")
-    return None
+    elif args.faults:
+        faults(gpus, args.out)
+    elif args.command:
+        command(gpus, args.out, args.calibration)
+    elif args.list:
+        print(*(case.name for case in chosen(args, gpus)), sep="\n")
+    else:
+        run_cases(chosen(args, gpus), args, gpus)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from verification_entries import contents, small
 
 from pgplan.cost.memory import activation_bytes
-from pgplan.verification.checking import replay_error, some_rows
 from pgplan.verification.passes import Pass
 from pgplan.verification.pieces import Step
+from pgplan.verification.replaying import replay_error, some_rows
 from pgplan.verification.shards import Shards
 from pgplan.verification.stage import Stage
 

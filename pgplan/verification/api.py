@@ -17,6 +17,7 @@ from pgplan.planning import Plan
 from pgplan.planning import plan as make_plan
 from pgplan.verification.checking import Check
 from pgplan.verification.kv_cache import is_fp8
+from pgplan.verification.memory import ELEMENT_BYTES
 from pgplan.verification.record import FlowMeasurement, Mode, StageMeasurement, Verification
 from pgplan.verification.scaling import narrowed, narrowing_factor, small_workload
 from pgplan.verification.shards import check_supported
@@ -71,7 +72,7 @@ def verify(
     check_supported(plan.model)
     mode, chosen = _choose(plan, backend)
     laid_out, factor = (plan, 1) if chosen == "nccl" else _narrow(plan)
-    element_bytes = {"bfloat16": 2, "float16": 2, "float32": 4}[laid_out.model.dtype]
+    element_bytes = ELEMENT_BYTES[laid_out.model.dtype]
     cached_bytes = laid_out.settings.kv_element_bytes
     if cached_bytes != (1 if is_fp8(laid_out.workload.kv_dtype) else element_bytes):
         raise ModelError(

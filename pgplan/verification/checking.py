@@ -38,8 +38,6 @@ CACHE_TOLERANCE = 0.1
 # CPU processes, makes 0.05 to 0.19; a rank with another's scales, in a single product, 0.34 and more.
 ROUNDED_TOLERANCE = 0.25
 _SEQUENCES, _PROMPT, _DECODED = 2, 48, 4
-# Rows of a pass that are compared with those of its replay.
-_ROWS_KEPT = 64
 # The share of tokens that must lie within the tolerance.
 _WITHIN_DENSE, _WITHIN_ROUTED = 1.0, 0.75
 
@@ -228,42 +226,6 @@ def _largest_error(
         error = max(error, float(errors[round(within * len(errors)) - 1]))
         tokens += len(errors)
     return error, tokens
-
-
-def some_rows(out: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    """Keep some rows of what a pass gave, beside the GPU, for ``replay_error``."""
-    return [tensor[:: max(1, len(tensor) // _ROWS_KEPT)].cpu() for tensor in out]
-
-
-def replay_error(eager: list[torch.Tensor], replayed: list[torch.Tensor]) -> float:
-    """Return the largest error of a token that a graph's replay gave, beside the same pass without the graph.
-
-    Where no activation differs by a bit, no sampled token may, either; else it is infinite.
-    """
-    import torch
-
-    error = 0.0
-    for one, other in zip(eager, replayed, strict=True):
-        if one.is_floating_point():
-            there, here = one.double(), other.double()
-            errors = (here - there).norm(dim=-1) / there.norm(dim=-1)
-            error = max(error, float(errors.nan_to_num(torch.inf).max()))
-    sampled = [torch.equal(a, b) for a, b in zip(eager, replayed, strict=True) if not a.is_floating_point()]
-    return error if error or all(sampled) else float("inf")
-
-
-def check_replays(place: Place, errors: list[float], dtype: str) -> Check | None:
-    """Sum the ranks' replays up; all ranks call it, and the first gets the check."""
-    error = place.most(max(errors))
-    if place.worker.rank > 0:
-        return None
-    return Check(
-        name="graphs replay what is computed without them",
-        passed=error <= TOLERANCES[dtype],
-        error=error,
-        tolerance=TOLERANCES[dtype],
-        detail="a chunk and a decode step on every rank, from other inputs than they were captured with",
-    )
 
 
 def check_handoff(place: Place, *, tokens: int, hidden_size: int, dtype: torch.dtype) -> Check | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pgplan.cost.memory import CUBLAS_BYTES, process_bytes
 from pgplan.cost.pipeline import flow
+from pgplan.verification.memory import ELEMENT_BYTES, readable_bytes
 from pgplan.verification.pieces import largest_hop, steps_of
 from pgplan.verification.products import EMULATED
 from pgplan.verification.record import (
@@ -19,10 +20,8 @@ from pgplan.verification.record import (
     Verification,
 )
 
-GIB = 1 << 30
 # What stands beside a figure whose two sides are not of the same thing.
 OF_THE_ENGINE = "predicted for the engine; measured of this run's own layers and NCCL groups"
-_ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def compare(record: Verification) -> tuple[Comparison, ...]:
@@ -116,7 +115,7 @@ def _buffer_bytes(record: Verification, stage: int) -> int:
     """
     plan = record.plan
     prefill, _ = steps_of(plan)
-    hop_bytes = 2 * plan.model.hidden_size * _ELEMENT_BYTES[plan.model.dtype]
+    hop_bytes = 2 * plan.model.hidden_size * ELEMENT_BYTES[plan.model.dtype]
     ways = 2 - (stage == 0) - (stage == plan.pp_size - 1) if record.mode == "pipeline" else 0
     inputs = prefill.tokens if stage > 0 else 0
     return hop_bytes * (2 * ways * largest_hop(plan) + inputs)
@@ -279,5 +278,5 @@ def headline(record: Verification) -> str:
 
 def _readable(value: float, quantity: str) -> str:
     if quantity.endswith("_bytes"):
-        return f"{value / GIB:.3f} GiB" if value >= GIB else f"{value / (1 << 20):.2f} MiB"
+        return readable_bytes(value)
     return f"{value * 1e3:.3f} ms"

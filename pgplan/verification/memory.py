@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+GIB = 1 << 30
+# Bytes of an element of the dtypes that models compute in.
+ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def readable_bytes(size_bytes: float) -> str:
+    """Write bytes in GiB, or in MiB where they are few.
+
+    >>> readable_bytes(5 << 29), readable_bytes(3 << 20)
+    ('2.500 GiB', '3.00 MiB')
+    """
+    return f"{size_bytes / GIB:.3f} GiB" if abs(size_bytes) >= GIB else f"{size_bytes / (1 << 20):.2f} MiB"
+
 
 class DeviceMemory:
     """Read how much memory is taken: on a GPU from torch and the driver, on a CPU by counting tensors.
@@ -97,9 +110,9 @@ class DeviceMemory:
         if not self.on_gpu:
             return "the machine's memory used up"
         allocated, reserved = (
-            ask(self._device) / (1 << 30) for ask in (torch.cuda.memory_allocated, torch.cuda.memory_reserved)
+            ask(self._device) / GIB for ask in (torch.cuda.memory_allocated, torch.cuda.memory_reserved)
         )
-        limit = (self._limit_bytes or 0) / (1 << 30)
+        limit = (self._limit_bytes or 0) / GIB
         return f"{allocated:.2f} GiB of tensors and {reserved:.2f} GiB reserved of {limit:.2f} GiB"
 
     def process_bytes(self) -> tuple[int, int]:

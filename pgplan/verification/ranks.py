@@ -18,9 +18,6 @@ from pgplan.verification.checking import (
     build_stage,
     check_handoff,
     check_layers,
-    check_replays,
-    replay_error,
-    some_rows,
 )
 from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import DeviceMemory
@@ -29,6 +26,7 @@ from pgplan.verification.pieces import CHECKED_TOKENS, Step, largest_hop, steps_
 from pgplan.verification.place import Place
 from pgplan.verification.products import kernels_entry
 from pgplan.verification.record import FlowMeasurement, Spread, StageMeasurement
+from pgplan.verification.replaying import capture_checked, check_replays
 from pgplan.verification.room import Room
 from pgplan.verification.scaling import shortened
 from pgplan.verification.stage import Contents, Stage
@@ -37,10 +35,6 @@ from pgplan.verification.surroundings import environment
 
 if TYPE_CHECKING:
     import torch
-
-
-# What a pass computes from when it is compared with its graph, and what the graph is captured with.
-_SEEDS = 1, 2
 
 
 @dataclass(slots=True)
@@ -93,7 +87,6 @@ class _Rank:
 
         self.worker, self.plan = worker, plan
         self._found = _Findings()
-        self._replay_errors: list[float] = []
         self._began_s = time.perf_counter()
         self._phase("connect")
         if plane.device.type == "cuda":
@@ -215,13 +208,17 @@ class _Rank:
         self._phase("prefill")
         peak_bytes = self._peak_bytes(stage, prefill)
         self.room.allow_graphs()
-        graphs = self._capture_checked(prefill) if self.memory.on_gpu else None
+        graphs, errors = None, []
+        if self.memory.on_gpu:
+            graphs, error = capture_checked(prefill, self.memory)
+            errors.append(error)
         prefill_s = self.watch.time(prefill, budgets=2)
 
         self._phase("decode")
         decodes = self._decode_passes(stage, caches, graphs)
         if self.memory.on_gpu:
-            self._add(check_replays(self.place, self._replay_errors, stage.model.dtype))
+            _, error = capture_checked(decodes[-1], self.memory, pool=graphs)
+            self._add(check_replays(self.place, [*errors, error], stage.model.dtype))
         decode_s = self.watch.time(decodes[0])
 
         self._phase("hand-off")
@@ -287,7 +284,10 @@ class _Rank:
         return max(0, peak_bytes)
 
     def _decode_passes(self, stage: Stage, caches: list[list[torch.Tensor]], graphs: Any) -> list[Pass]:
-        """Return one pass for each microbatch in flight, each over its own part of the cache."""
+        """Return one pass for each microbatch in flight, each over its own part of the cache.
+
+        All but the last are captured.
+        """
         step, passes, pool = self.decode_step, [], graphs
         for index in range(self.plan.microbatches):
             first = index * step.sequences
@@ -295,21 +295,4 @@ class _Rank:
             passes.append(Pass(stage, caches, own))
             if self.memory.on_gpu and index < self.plan.microbatches - 1:
                 pool = passes[-1].capture(pool)
-        if self.memory.on_gpu:
-            self._capture_checked(passes[-1], pool)
         return passes
-
-    def _capture_checked(self, work: Pass, pool: Any = None) -> Any:
-        """Capture a pass in a graph, and note how far its replay is from the pass without it."""
-        work.draw(_SEEDS[0])
-        work.run()
-        eager = some_rows(work.out)
-        # A chunk's activations must not lie beside the graph's own: no engine has both.
-        work.out = ()
-        self.memory.release()
-        work.draw(_SEEDS[1])
-        graphs = work.capture(pool)
-        work.draw(_SEEDS[0])
-        work.run()
-        self._replay_errors.append(replay_error(eager, some_rows(work.out)))
-        return graphs

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pgplan.verification.kv_cache import cache_dtype
-from pgplan.verification.memory import DeviceMemory
+from pgplan.verification.memory import DeviceMemory, readable_bytes
 from pgplan.verification.place import Place
 from pgplan.verification.stage import Stage
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import torch
 
     from pgplan.planning.record import Plan
-
-GIB = 1 << 30
 
 
 class Room:
@@ -101,11 +99,13 @@ class Room:
 
     def _lacks(self, wanted: int, what: str, room: int) -> str:
         planned = self._planned
+        weights, cache, budget = map(
+            readable_bytes, (planned.weight_bytes, planned.kv_budget_bytes, planned.budget_bytes)
+        )
         return (
-            f"stage {planned.stage} does not fit: {what} want {_readable(wanted)}, and "
-            f"{_readable(max(0, room))} are left on its {self.memory.name}; the plan counts "
-            f"{_readable(planned.weight_bytes)} of weights and {_readable(planned.kv_budget_bytes)} for KV "
-            f"cache within a budget of {_readable(planned.budget_bytes)}"
+            f"stage {planned.stage} does not fit: {what} want {readable_bytes(wanted)}, and "
+            f"{readable_bytes(max(0, room))} are left on its {self.memory.name}; the plan counts {weights} of "
+            f"weights and {cache} for KV cache within a budget of {budget}"
         )
 
     def _agree(self, problem: str | None) -> bool:
@@ -113,7 +113,3 @@ class Room:
         if problems:
             self.problem = problems[0]
         return not problems
-
-
-def _readable(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.2f} GiB" if abs(size_bytes) >= GIB else f"{size_bytes / (1 << 20):.1f} MiB"
