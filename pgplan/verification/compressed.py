@@ -46,7 +46,10 @@ class Tiling:
 
     @classmethod
     def of(cls, heads: int) -> Tiling:
-        """Return the one for as many heads as a rank has, the best on an H200 of six at 16 heads, of three at 128."""
+        """Return the one for as many heads as a rank has.
+
+        Measured on an H200: the best of six at 16 heads, of three at 128.
+        """
         if heads <= 16:
             return cls(heads=16, tokens=64, warps=8, stages=3, resident=1)
         if heads <= 32:
