@@ -100,8 +100,7 @@ def check_layers(
                 f"{_name(place)} was not compared with one process: a whole layer of {model.name} does not "
                 f"fit in what is free on one GPU"
             )
-    routed = any(kind.num_experts for kind in model.kinds)
-    error, tokens = _largest_error(found, reference, within=_WITHIN_ROUTED if routed else _WITHIN_DENSE)
+    error, tokens = _largest_error(found, reference, within=share_within(model))
     tolerance = _tolerance(place, model, contents)
     kinds = ", ".join(dict.fromkeys(model.layers[index].kind for index in contents.layers))
     if place.is_pipeline:
@@ -113,6 +112,11 @@ def check_layers(
         tolerance=tolerance,
         detail=f"{tokens} tokens through {contents.layers[-1] + 1 - first} layers ({kinds}) in {model.dtype}",
     )
+
+
+def share_within(model: ModelSpec) -> float:
+    """Return the share of tokens that must lie within the tolerance."""
+    return _WITHIN_ROUTED if any(kind.num_experts for kind in model.kinds) else _WITHIN_DENSE
 
 
 def _name(place: Place) -> str:

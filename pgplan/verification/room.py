@@ -104,8 +104,8 @@ class Room:
         )
         return (
             f"stage {planned.stage} does not fit: {what} want {readable_bytes(wanted)}, and "
-            f"{readable_bytes(max(0, room))} are left on its {self.memory.name}; the plan counts {weights} of "
-            f"weights and {cache} for KV cache within a budget of {budget}"
+            f"{readable_bytes(max(0, room))} are left on its {self.memory.name}; the plan counts {weights} "
+            f"of weights and {cache} for KV cache within a budget of {budget}"
         )
 
     def _agree(self, problem: str | None) -> bool:
