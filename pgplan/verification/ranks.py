@@ -31,7 +31,7 @@ from pgplan.verification.room import Room
 from pgplan.verification.scaling import shortened
 from pgplan.verification.stage import Contents, Stage
 from pgplan.verification.stopwatch import Stopwatch
-from pgplan.verification.surroundings import environment
+from pgplan.verification.surroundings import environment, process_age_s
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,9 @@ class _Rank:
 
         self.worker, self.plan = worker, plan
         self._found = _Findings()
-        self._began_s = time.perf_counter()
+        # Interpreter, torch and the metadata plane are there by now.
+        self._found.phase_s["start"] = 0.0
+        self._began_s = time.perf_counter() - process_age_s()
         self._phase("connect")
         if plane.device.type == "cuda":
             torch.cuda.set_device(plane.device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import time
 from pathlib import Path
 
 from pgplan.verification import fused
@@ -16,6 +18,14 @@ def variables(backend: str | None) -> dict[str, str]:
     """
     # Multicast buffers would be memory that no plan knows of.
     return {"NCCL_NVLS_ENABLE": "0"} if backend == "nccl" else {}
+
+
+def process_age_s() -> float:
+    """Return how long ago this process was started (proc(5): field 22 of its stat, in ticks since boot)."""
+    # The second field, a name in brackets, may have blanks in it.
+    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started_s = int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
 
 
 def environment() -> dict[str, str]:
