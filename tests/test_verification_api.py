@@ -17,7 +17,8 @@ from pgplan.errors import BackendError, LaunchError, PlanError
 from pgplan.launcher import Event
 from pgplan.launcher.backends import visible_gpus
 from pgplan.verification import Verification, verify
-from pgplan.verification.record import Comparison, Spread
+from pgplan.verification.figures import Spread
+from pgplan.verification.record import Comparison
 
 MODEL = pg.load_model("deepseek-v2-lite").with_layers(5)
 WORKLOAD = pg.Workload(prompt_tokens=64, output_tokens=8, concurrency=4, max_model_len=128)

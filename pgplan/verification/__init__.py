@@ -2,7 +2,8 @@
 
 from pgplan.verification.api import verify
 from pgplan.verification.calibrating import calibrate
-from pgplan.verification.record import Comparison, FlowMeasurement, Spread, StageMeasurement, Verification
+from pgplan.verification.figures import FlowMeasurement, Spread, StageMeasurement
+from pgplan.verification.record import Comparison, Verification
 
 __all__ = [
     "Comparison",

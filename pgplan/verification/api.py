@@ -16,9 +16,10 @@ from pgplan.launcher.show import Show
 from pgplan.planning import Plan
 from pgplan.planning import plan as make_plan
 from pgplan.verification.checking import Check
+from pgplan.verification.figures import FlowMeasurement, StageMeasurement
 from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import ELEMENT_BYTES
-from pgplan.verification.record import FlowMeasurement, Mode, StageMeasurement, Verification
+from pgplan.verification.record import Mode, Verification
 from pgplan.verification.scaling import narrowed, narrowing_factor, small_workload
 from pgplan.verification.shards import check_supported
 from pgplan.verification.surroundings import variables

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pgplan.cost.memory import CUBLAS_BYTES, process_bytes
 from pgplan.cost.pipeline import flow
+from pgplan.verification.figures import FlowMeasurement, StageMeasurement
 from pgplan.verification.memory import ELEMENT_BYTES, readable_bytes
 from pgplan.verification.pieces import largest_hop, steps_of
 from pgplan.verification.products import EMULATED
@@ -15,8 +16,6 @@ from pgplan.verification.record import (
     PROCESS_TOLERANCE,
     WEIGHT_TOLERANCE,
     Comparison,
-    FlowMeasurement,
-    StageMeasurement,
     Verification,
 )
 

@@ -17,10 +17,10 @@ from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.hardware.calibration import EndTimes, LayerTimes
 from pgplan.hardware.interpolation import Curve, Grid
 from pgplan.model.spec import ModelSpec
+from pgplan.verification.figures import Spread
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Clock, Pass, capture
 from pgplan.verification.pieces import Step
-from pgplan.verification.record import Spread
 from pgplan.verification.shards import Shards
 from pgplan.verification.stage import Contents, Stage
 

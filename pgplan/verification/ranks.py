@@ -19,13 +19,13 @@ from pgplan.verification.checking import (
     check_handoff,
     check_layers,
 )
+from pgplan.verification.figures import FlowMeasurement, Spread, StageMeasurement
 from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Pass
 from pgplan.verification.pieces import CHECKED_TOKENS, Step, largest_hop, steps_of
 from pgplan.verification.place import Place
 from pgplan.verification.products import kernels_entry
-from pgplan.verification.record import FlowMeasurement, Spread, StageMeasurement
 from pgplan.verification.replaying import capture_checked, check_replays
 from pgplan.verification.room import Room
 from pgplan.verification.scaling import shortened

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pgplan.verification.figures import FlowMeasurement, Spread
 from pgplan.verification.hops import time_hops
 from pgplan.verification.passes import Pass, run_pipeline, run_repeatedly
 from pgplan.verification.pieces import Step
 from pgplan.verification.place import Place
-from pgplan.verification.record import FlowMeasurement, Spread
 
 # How long a measurement may take; on a CPU, where times are worth little, a part of it.
 _BUDGET_S, _ON_CPU = 1.0, 0.2
