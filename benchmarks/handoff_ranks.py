@@ -5,12 +5,13 @@ Beside the methods stand torch.distributed's default group, and matrix products 
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
+from functools import partial
 from typing import Any
 
-from handoff_methods import MIB, TOKEN_BYTES, Bench, Method
+from handoff_bench import Bench
+from handoff_methods import MIB, TOKEN_BYTES
 
 from pgplan.launcher import Worker
 
@@ -36,32 +37,23 @@ def measure(
 
 def measure_size(bench: Bench, size: int, count: int) -> dict[str, Any]:
     """Compare, count and time the hops of one size by every method, the methods in turn."""
-    methods = bench.methods()
-    equal = {name: bench.bit_equal(name, method, size) for name, method in methods.items()}
-    for method in methods.values():
-        for _ in range(5):
-            bench.round_trip(method, size)
-    order = random.Random(size)
-    turns: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(count):
-        for name in order.sample(list(methods), len(methods)):
-            turns[name].append(bench.round_trip(methods[name], size))
-    answer = [bench.round_trip(lambda _: None, size) for _ in range(count)]
+    equal = {name: bench.bit_equal(method, size) for name, method in bench.methods.items()}
+    hops = {name: partial(bench.hop, method, size) for name, method in bench.methods.items()}
+    turns = bench.in_turn({**hops, "answer": lambda: None}, count=count)
     sent = {}
-    for name, hops in bench.hops.items():
-        before = hops.sent_bytes
-        methods[name](size)
+    for name, handoff in bench.handoffs.items():
+        before = handoff.sent_bytes
+        hops[name]()
         bench.plane.synchronize()
-        sent[name] = hops.sent_bytes - before
+        sent[name] = handoff.sent_bytes - before
     stream_count = max(5, min(50, count // 10))
     streamed = {
-        name: statistics.median(bench.streamed(method, size, stream_count) for _ in range(5))
-        for name, method in methods.items()
+        name: statistics.median(bench.streamed(hop, stream_count) for _ in range(5))
+        for name, hop in hops.items()
     }
     first = bench.stage == 0
     return {
         "turns": turns if first else {},
-        "answer": answer if first else [],
         "equal": equal,
         "sent": sent if first else {},
         "streamed": streamed,
@@ -91,41 +83,31 @@ def beside_default_group(
     plane.synchronize()
     made = {"stateless_s": stateless_s, "default_s": time.perf_counter() - began}
 
+    data = torch.zeros(max(sizes), dtype=torch.uint8, device=plane.device)
+    sends = worker.rank == 0
+
     def stateless_hop(size: int) -> None:
-        if worker.rank == 0:
-            group.pg.send([bench.raw[:size]], peer, 0).wait()
-        else:
-            group.pg.recv([bench.raw[:size]], peer, 0).wait()
+        (group.pg.send if sends else group.pg.recv)([data[:size]], peer, 0).wait()
 
     def default_hop(size: int) -> None:
-        if worker.rank == 0:
-            dist.send(bench.raw[:size], peer)
-        else:
-            dist.recv(bench.raw[:size], peer)
+        (dist.send if sends else dist.recv)(data[:size], peer)
 
-    methods: dict[str, Method] = {"stateless": stateless_hop, "default": default_hop}
-    pairs = zip(sizes, repetitions, strict=True)
-    found = {str(size): in_turn(bench, methods, size, count) for size, count in pairs}
+    found = {}
+    for size, count in zip(sizes, repetitions, strict=True):
+        ways = {"stateless": partial(stateless_hop, size), "default": partial(default_hop, size)}
+        found[str(size)] = bench.in_turn(ways, count=count)
     dist.destroy_process_group()
     return {"made": made, "turns": found}
-
-
-def in_turn(bench: Bench, methods: dict[str, Method], size: int, count: int) -> dict[str, list[float]]:
-    """Time round trips of two methods, each of which is first in every second turn."""
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(-5, count):
-        for name in sorted(methods, reverse=turn % 2 == 0):
-            taken = bench.round_trip(methods[name], size)
-            if turn >= 0:
-                times[name].append(taken)
-    return times
 
 
 def overlap(bench: Bench, size: int) -> dict[str, float]:
     """Time matrix products and hops, each alone and both together, in seconds."""
     import torch
 
-    a = torch.randn(4096, 4096, device=bench.plane.device, dtype=torch.bfloat16)
+    from pgplan.distributed.handoff import recv_stage
+
+    a = torch.randn(4096, 4096, device=bench.device, dtype=torch.bfloat16)
+    hop = partial(bench.hop, bench.methods["pgplan"], size)
 
     def compute() -> None:
         for _ in range(10):
@@ -133,19 +115,16 @@ def overlap(bench: Bench, size: int) -> dict[str, float]:
 
     def hops() -> None:
         for _ in range(10):
-            bench.hop_pgplan(size)
+            hop()
 
     def both() -> None:
-        if bench.before:
-            from pgplan.distributed.handoff import recv_stage
-
-            for _ in range(10):
-                arrival = recv_stage(bench.hops["pgplan"], size // TOKEN_BYTES)
+        for _ in range(10):
+            if bench.before:
+                arrival = recv_stage(bench.handoffs["pgplan"], size // TOKEN_BYTES)
                 a @ a
                 arrival.wait()
-        else:
-            for _ in range(10):
-                bench.hop_pgplan(size)
+            else:
+                hop()
                 a @ a
 
     times = {}

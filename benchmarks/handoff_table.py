@@ -35,33 +35,34 @@ def summarise(ranks: tuple[dict[str, Any], ...], *, tp_size: int) -> dict[str, A
 
 
 def summarise_size(ranks: tuple[dict[str, Any], ...], size_text: str, *, tp_size: int) -> dict[str, Any]:
-    """Set every method beside raw; of the tp ranks that send, the slowest counts in each turn."""
+    """Set every method beside raw, turn by turn; of the tp ranks that send, the slowest counts in each."""
     seen = [rank["sizes"][size_text] for rank in ranks]
     first, senders = seen[0], seen[:tp_size]
     turns = {
         name: [max(times) for times in zip(*(sender["turns"][name] for sender in senders), strict=True)]
         for name in first["turns"]
     }
+    answer_s = statistics.median(turns.pop("answer"))
     streamed_s = {name: max(rank["streamed"][name] for rank in seen) for name in turns}
-    answer = statistics.median(first["answer"])
     rows = {}
     for name, times in turns.items():
         raw = "raw sliced" if name == "pgplan sliced" else "raw"
         difference = interval([t - b for t, b in zip(times, turns[raw], strict=True)])
-        hop_s = max(1e-9, statistics.median(times) - answer)
-        raw_hop_s = max(1e-9, statistics.median(turns[raw]) - answer)
+        shares = [(b - answer_s) / max(1e-9, t - answer_s) for t, b in zip(times, turns[raw], strict=True)]
+        share, least, most = interval(shares)
         rows[name] = {
             "round_trip_us": statistics.median(times) * 1e6,
             "over_raw_us": [value * 1e6 for value in difference],
-            "hop_us": hop_s * 1e6,
-            "bandwidth_of_raw": raw_hop_s / hop_s,
+            "hop_us": (statistics.median(times) - answer_s) * 1e6,
+            "bandwidth_of_raw": share,
+            "bandwidth_of_raw_95": [least, most],
             "streamed_us": streamed_s[name] * 1e6,
             "streamed_GB_per_s": int(size_text) / streamed_s[name] / 1e9,
             "streamed_of_raw": streamed_s[raw] / streamed_s[name],
             "bit_equal": all(rank["equal"][name] for rank in seen),
             "sent_bytes_per_rank": first["sent"].get(name),
         }
-    return {"repetitions": len(first["answer"]), "answer_us": answer * 1e6, "methods": rows}
+    return {"repetitions": len(first["turns"]["answer"]), "answer_us": answer_s * 1e6, "methods": rows}
 
 
 def summarise_default_group(found: dict[str, Any]) -> dict[str, Any]:
@@ -80,14 +81,16 @@ def summarise_default_group(found: dict[str, Any]) -> dict[str, Any]:
 def show(layout: str, summary: dict[str, Any]) -> None:
     print(f"\n{layout}")
     print(
-        f"{'size':>8} {'method':<14} {'round trip':>11} {'over raw, 95 %':>26} {'of raw':>7} {'streamed':>18}"
+        f"{'size':>8} {'method':<14} {'round trip':>11} {'over raw, 95 %':>26} "
+        f"{'of raw, 95 %':>22} {'streamed':>18}"
     )
     for size_text, entry in summary["sizes"].items():
         for name, row in entry["methods"].items():
             median, low, high = row["over_raw_us"]
+            share, (least, most) = row["bandwidth_of_raw"], row["bandwidth_of_raw_95"]
             print(
                 f"{human(int(size_text)):>8} {name:<14} {row['round_trip_us']:8.1f} us "
-                f"{median:+8.1f} [{low:+6.1f}, {high:+6.1f}] {row['bandwidth_of_raw']:7.1%} "
+                f"{median:+8.1f} [{low:+6.1f}, {high:+6.1f}] {share:6.1%} [{least:6.1%}, {most:6.1%}] "
                 f"{row['streamed_us']:8.1f} us {row['streamed_GB_per_s']:6.1f} GB/s"
                 + ("" if row["bit_equal"] else "  BYTES DIFFER")
             )
@@ -126,8 +129,9 @@ def verdicts(
                 said = f"{median:+.1f} us over raw per hop [{low:+.1f}, {high:+.1f}]"
                 yield median <= EXTRA_US, f"{layout}, {human(size)}, {name}: {said}"
             elif size >= LARGE_BYTES:
-                share = row["bandwidth_of_raw"]
-                yield share >= SHARE, f"{layout}, {human(size)}, {name}: {share:.1%} of raw bandwidth"
+                share, (least, most) = row["bandwidth_of_raw"], row["bandwidth_of_raw_95"]
+                said = f"{share:.1%} of raw bandwidth [{least:.1%}, {most:.1%}]"
+                yield share >= SHARE, f"{layout}, {human(size)}, {name}: {said}"
         sliced = entry["methods"].get("pgplan sliced")
         if sliced:
             sent = sliced["sent_bytes_per_rank"]
