@@ -4,7 +4,7 @@ Each time is explained as its work at some rates (``cost.rates``): per piece of 
 and bytes, plus the shortest time of its kernels. The logarithms of the rates are found by damped least
 squares (Levenberg-Marquardt) on the logarithms of the times, so that a microsecond step counts as much as a
 prefill of milliseconds; a weak pull towards the roofline holds what no time depends on, and no share goes
-above 1, the data sheet.
+above 1, the data sheet, where there is one to rely on.
 
 Glossary
     theta     logarithms of the classes' shares, in the order of ``_CLASSES``
@@ -134,8 +134,9 @@ def fit_rates(points: Sequence[Point], gpu: GPU) -> Rates:
         return found + [_PULL * (value - start) for value, start in zip(theta, usual, strict=True)]
 
     # No class can be faster than the data sheet. What is (copies within the cache, say) is explained by less
-    # of the others' time, and the error tells how far that goes wrong.
-    most = [math.inf if name.endswith("_s") else 0.0 for name in _CLASSES]
+    # of the others' time, and the error tells how far that goes wrong. A CPU has round numbers for a sheet.
+    is_bound = gpu.confidence != "low"
+    most = [0.0 if is_bound and not name.endswith("_s") else math.inf for name in _CLASSES]
     return _rates(gpu, _least_squares(residuals, usual, most=most))
 
 
