@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -133,7 +134,7 @@ def launch(
         ranks: How many processes; each with NCCL owns the GPU of its number.
         backend: ``"nccl"``, ``"gloo"``, ``"auto"`` (NCCL if every rank can have a GPU, else gloo; the
             result says why), or ``None`` for entries that exchange no tensors.
-        timeout: When to give up, in seconds; ``None`` for never.
+        timeout: When to give up, in seconds from this call; ``None`` for never.
         args: Arguments of the entry, as plain data.
         env: Additions to the environment of every rank.
         on_event: Called with every event, in the run's own thread; an exception from it ends the run.
@@ -179,6 +180,7 @@ def start(
     >>> run.wait().results
     ('hello you from rank 0 of 1',)
     """
+    asked_at = time.monotonic()
     if not sys.platform.startswith("linux"):
         raise LaunchError(
             f"processes are started on Linux only and this is {sys.platform}; plan here, launch there"
@@ -194,7 +196,13 @@ def start(
         raise LaunchError(f"timeout is {timeout} s; give more than 0, or None for no limit")
     choice = choose_backend(backend, ranks=ranks)
     assignment = Assignment(
-        entry=entry, ranks=ranks, backend=choice, timeout_s=timeout, args=args or {}, env=env or {}
+        entry=entry,
+        ranks=ranks,
+        backend=choice,
+        asked_at=asked_at,
+        timeout_s=timeout,
+        args=args or {},
+        env=env or {},
     )
     display = None if show is None else make_display(show, ranks=ranks, backend_why=choice.why)
     run = Run(

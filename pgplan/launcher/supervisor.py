@@ -31,11 +31,16 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """Say what a run is to do; see ``launch`` for the meaning of the fields."""
+    """Say what a run is to do; see ``launch`` for the meaning of the fields.
+
+    Its time counts from ``asked_at``, the monotonic clock when ``launch`` was called: looking for GPUs takes
+    some 50 ms.
+    """
 
     entry: str
     ranks: int
     backend: BackendChoice
+    asked_at: float
     timeout_s: float | None
     args: Mapping[str, Any]
     env: Mapping[str, str]
@@ -65,7 +70,7 @@ class Supervisor:
         protocol.encode(assignment.job(0))
         self.assignment = assignment
         self.ranks: list[RankProcess] = []
-        self.life = Lifecycle(started_at=time.monotonic(), timeout_s=assignment.timeout_s)
+        self.life = Lifecycle(started_at=assignment.asked_at, timeout_s=assignment.timeout_s)
         self._tell_event = tell
         self._selector: selectors.BaseSelector
         self._cancel_lock = threading.Lock()
