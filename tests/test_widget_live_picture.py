@@ -133,7 +133,14 @@ _EQUAL = """
 (source) => {
   const holder = document.createElement("template");
   holder.innerHTML = source;
-  return document.querySelector("svg").isEqualNode(holder.content.firstChild);
+  const [shown, meant] = [document.querySelector("svg"), holder.content.firstChild];
+  const frame = shown.parentNode.getBoundingClientRect();
+  const ratio = Number(meant.getAttribute("height")) / Number(meant.getAttribute("width"));
+  if (Math.abs(frame.height / frame.width - ratio) > 0.01) return false;
+  // It may be higher than what is seen of it.
+  if (Number(shown.getAttribute("height")) < Number(meant.getAttribute("height"))) return false;
+  for (const name of ["height", "viewBox"]) meant.setAttribute(name, shown.getAttribute(name));
+  return shown.isEqualNode(meant);
 }
 """
 

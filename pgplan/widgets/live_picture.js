@@ -5,6 +5,8 @@
 // the pointer.
 
 const HOVERS_AFTER_MS = 50;
+// The SVG's height is a multiple of so many of its pixels.
+const HEIGHT_STEP = 256;
 
 /** Return the elements that pieces of SVG describe. */
 function parse(pieces) {
@@ -43,9 +45,13 @@ class LivePicture {
     this.svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.strips = document.createElementNS("http://www.w3.org/2000/svg", "g");
     this.svg.append(this.strips);
-    el.append(this.svg);
+    this.frame = document.createElement("div");
+    this.frame.style.cssText = "min-height: 0; overflow: clip";
+    this.frame.append(this.svg);
+    el.append(this.frame);
     // What is on the page.
     this.tag = "";
+    this.height = 0;
     this.shown = [];
     this.told = "";
     // One message changes several attributes.
@@ -61,12 +67,26 @@ class LivePicture {
     for (const [index, piece] of Object.entries(this.model.get("changes"))) all[index] = piece;
     const [tag, ...pieces] = all;
     if (!tag) return;
-    if (tag !== this.tag) dress(this.svg, parse([`${tag}</svg>`])[0]);
-    this.tag = tag;
+    if (tag !== this.tag) this.open(tag);
     this.patch(pieces);
     // A tooltip comes half a second after the pointer; it need not delay the frame.
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.tell(this.model.get("hovers")), HOVERS_AFTER_MS);
+  }
+
+  /**
+   * Give the SVG its opening tag. In an SVG whose height changes all text is laid out again, so it stays as
+   * high as it ever was, in a frame that shows what there is to see.
+   */
+  open(tag) {
+    this.tag = tag;
+    const [fresh] = parse([`${tag}</svg>`]);
+    const [width, height] = ["width", "height"].map((name) => Number(fresh.getAttribute(name)));
+    this.height = Math.max(this.height, Math.ceil(height / HEIGHT_STEP) * HEIGHT_STEP);
+    fresh.setAttribute("height", this.height);
+    fresh.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
+    dress(this.svg, fresh);
+    this.frame.style.aspectRatio = `${width} / ${height}`;
   }
 
   /** Draw the pieces that differ from those on the page. */
@@ -95,7 +115,7 @@ class LivePicture {
   close() {
     clearTimeout(this.timer);
     this.events.forEach((event) => this.model.off(event, this.changed));
-    this.svg.remove();
+    this.frame.remove();
   }
 }
 

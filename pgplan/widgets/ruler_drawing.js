@@ -69,12 +69,9 @@ class Drawing {
     });
     this.track = make("div", "pgplan-ruler-track", this.body);
     this.strip = make("div", "pgplan-ruler-strip", this.track, { role: "img" });
-    this.layers = pool(() => make("div", "pgplan-ruler-cell", this.strip));
-    this.beside = pool(() => make("div", "pgplan-ruler-cell", this.strip));
     this.ticks = pool(() => make("span", "pgplan-ruler-tick", this.track, { "aria-hidden": "true" }));
     this.links = pool(() => make("div", "pgplan-ruler-link", this.track));
-    this.labels = pool((stage) => this.makeLabel(stage, onPin));
-    this.handles = pool((index) => this.makeHandle(index, onHandle));
+    this.stages = pool((stage) => this.makeStage(stage, onPin, onHandle));
     this.track.addEventListener("dblclick", (event) => {
       onPin(this.placed.gaps.filter((gap) => gap < this.xOf(event)).length);
     });
@@ -101,16 +98,27 @@ class Drawing {
     });
   }
 
-  makeLabel(stage, onPin) {
-    const label = make("div", "pgplan-ruler-label", this.track, { role: "button", tabindex: "-1" });
+  /** Make a stage: one element, so that to move it is to move all that is in it. */
+  makeStage(stage, onPin, onHandle) {
+    const element = make("div", "pgplan-ruler-stage", this.track);
+    const cells = make("div", "pgplan-ruler-cells", element, { "aria-hidden": "true" });
+    element.cells = pool(() => make("div", "pgplan-ruler-cell", cells));
+    element.label = this.makeLabel(element, () => onPin(stage));
+    element.handle = stage ? this.makeHandle(element, stage - 1, onHandle) : null;
+    return element;
+  }
+
+  makeLabel(parent, onPress) {
+    const label = make("div", "pgplan-ruler-label", parent, { role: "button", tabindex: "-1" });
     label.lines = [0, 1, 2].map((line) => make("span", `pgplan-ruler-line${line}`, label));
     // A screen reader's press has no clicks to count; a mouse needs two.
-    label.addEventListener("click", (event) => event.detail === 0 && onPin(stage));
+    label.addEventListener("click", (event) => event.detail === 0 && onPress());
     return label;
   }
 
-  makeHandle(index, onHandle) {
-    const handle = make("div", "pgplan-ruler-handle", this.track, {
+  /** Make the handle between a stage and the one before it. */
+  makeHandle(parent, index, onHandle) {
+    const handle = make("div", "pgplan-ruler-handle", parent, {
       role: "slider",
       tabindex: "0",
       "aria-orientation": "horizontal",
@@ -150,34 +158,15 @@ class Drawing {
     this.placed = place(state, cuts, sizeBy, width);
     this.sizes.forEach((button) => write(button, { "aria-pressed": `${button.textContent === sizeBy}` }));
     write(this.root, { class: `pgplan-ruler-root${shown.isDense ? " pgplan-ruler-dense" : ""}` });
-    this.drawCells(shown);
+    this.drawStrip(shown);
     this.drawTicks(shown);
-    this.drawLabels(shown);
-    this.drawHandles(shown);
+    this.drawStages(shown);
     this.drawLegend(shown);
   }
 
-  drawCells({ state, counts }) {
-    const { layers, beside, size } = this.placed;
-    write(this.strip, {
-      "--pgplan-seam": size < SEAMLESS ? "0" : "1px",
-      "aria-label": `${state.title}, layers per stage ${counts.join(", ")}`,
-    });
-    // A cut moves cells; how they look is the same as long as the frame is.
-    const isSettled = this.kinds === state.kinds;
-    this.kinds = state.kinds;
-    const paint = (element, { kind, left, width }, wordsOf) => {
-      write(element, { left: `${left}px`, width: `${width}px` });
-      if (isSettled) return;
-      const { label, words } = state.kinds[kind];
-      write(element, { ...look(state.kinds[kind]), title: `${wordsOf(label)}: ${words}` });
-    };
-    this.layers(layers.length).forEach((element, layer) => {
-      paint(element, layers[layer], (label) => `layer ${layer}, ${label}`);
-    });
-    this.beside(beside.length).forEach((element, index) => {
-      paint(element, beside[index], (label) => `${label} on stage ${beside[index].stage}`);
-    });
+  drawStrip({ state, counts }) {
+    write(this.strip, { "aria-label": `${state.title}, layers per stage ${counts.join(", ")}` });
+    write(this.track, { "--pgplan-seam": this.placed.size < SEAMLESS ? "0" : "1px" });
   }
 
   drawTicks({ state, cuts, width }) {
@@ -200,62 +189,79 @@ class Drawing {
     });
   }
 
-  drawLabels({ state, cuts, pinned, counts, width, isDense }) {
-    const isOld = cuts.some((cut, index) => cut !== state.cuts[index]);
-    const step = TICKS.find((each) => (width / counts.length) * each > 2 * LETTER + 4);
-    this.labels(counts.length).forEach((element, stage) => {
-      const span = this.placed.spans[stage];
-      const room = (span.width + this.placed.gap) / LETTER;
-      const fits = (...texts) => texts.find((text) => text.length <= room) ?? "";
-      const [weights, time] = [`${state.weights[stage]} GiB`, `${state.times[stage]} ms`];
-      const { gpu } = state.stages[stage];
-      const isPinned = pinned.includes(stage);
-      const name = `${stage === state.bottleneck ? "▶ " : ""}stage ${stage}`;
-      const layers = plural(counts[stage], "layer");
-      const start = cuts[stage - 1] ?? 0;
-      const figures = `${weights} of weights per GPU, ${time} in ${state.phase}, on ${gpu}`;
-      write(element, {
-        left: `${span.left}px`,
-        width: `${span.width}px`,
-        title: `stage ${stage}: ${layers}; ${figures}. Double click to ${isPinned ? "free" : "pin"} it`,
-        "aria-pressed": String(isPinned),
-        "aria-label":
-          `stage ${stage}: layers ${start} to ${start + counts[stage] - 1}, ` +
-          (isOld ? "being planned" : figures),
-      });
-      const texts = isDense
-        ? [stage % step ? "" : String(stage), fits(String(counts[stage])), ""]
-        : [
-            fits(isPinned ? `${name}, pinned` : name, name, String(stage)),
-            fits(layers, String(counts[stage])),
-            fits(`${weights} · ${time}`, weights),
-          ];
-      element.lines.forEach((line, index) => write(line, { text: texts[index] }));
-      write(element.lines[2], { class: `pgplan-ruler-line2${isOld ? " pgplan-ruler-old" : ""}` });
+  drawStages(shown) {
+    const { state, cuts, counts, width } = shown;
+    shown.isOld = cuts.some((cut, index) => cut !== state.cuts[index]);
+    // Every how many stages there is room for a number.
+    shown.step = TICKS.find((each) => (width / counts.length) * each > 2 * LETTER + 4);
+    this.stages(counts.length).forEach((element, stage) => {
+      const { left, width: wide, cells } = this.placed.stages[stage];
+      write(element, { left: `${left}px`, width: `${wide}px` });
+      this.drawCells(element.cells(cells.length), cells, stage, shown);
+      this.drawLabel(element.label, stage, shown);
+      if (element.handle) this.drawHandle(element.handle, stage - 1, shown);
     });
   }
 
-  drawHandles({ state, cuts, pinned, counts, width, held, refused }) {
+  drawCells(elements, cells, stage, { state }) {
+    elements.forEach((element, index) => {
+      const { kind, layer, left, width } = cells[index];
+      const { label, words } = state.kinds[kind];
+      const name = layer === null ? `${label} on stage ${stage}` : `layer ${layer}, ${label}`;
+      write(element, { left: `${left}px`, width: `${width}px`, title: `${name}: ${words}` });
+      // A cut moves cells; how they look is the same as long as the frame is.
+      if (element.kind !== state.kinds[kind]) write(element, look(state.kinds[kind]));
+      element.kind = state.kinds[kind];
+    });
+  }
+
+  drawLabel(element, stage, { state, cuts, pinned, counts, isDense, isOld, step }) {
+    const room = (this.placed.stages[stage].width + this.placed.gap) / LETTER;
+    const fits = (...texts) => texts.find((text) => text.length <= room) ?? "";
+    const [weights, time] = [`${state.weights[stage]} GiB`, `${state.times[stage]} ms`];
+    const isPinned = pinned.includes(stage);
+    const name = `${stage === state.bottleneck ? "▶ " : ""}stage ${stage}`;
+    const layers = plural(counts[stage], "layer");
+    const start = cuts[stage - 1] ?? 0;
+    const figures = `${weights} of weights per GPU, ${time} in ${state.phase}, on ${state.stages[stage].gpu}`;
+    write(element, {
+      title: `stage ${stage}: ${layers}; ${figures}. Double click to ${isPinned ? "free" : "pin"} it`,
+      "aria-pressed": String(isPinned),
+      "aria-label":
+        `stage ${stage}: layers ${start} to ${start + counts[stage] - 1}, ` +
+        (isOld ? "being planned" : figures),
+    });
+    const texts = isDense
+      ? [stage % step ? "" : String(stage), fits(String(counts[stage])), ""]
+      : [
+          fits(isPinned ? `${name}, pinned` : name, name, String(stage)),
+          fits(layers, String(counts[stage])),
+          fits(`${weights} · ${time}`, weights),
+        ];
+    element.lines.forEach((line, index) => write(line, { text: texts[index] }));
+    write(element.lines[2], { class: `pgplan-ruler-line2${isOld ? " pgplan-ruler-old" : ""}` });
+  }
+
+  drawHandle(element, index, { state, cuts, pinned, counts, width, held, refused }) {
     const { gaps, gap } = this.placed;
     const has = (stage) =>
       `stage ${stage} has ${plural(counts[stage], "layer")}${pinned.includes(stage) ? ", pinned" : ""}`;
-    this.handles(gaps.length).forEach((element, index) => {
-      const [low, high] = limits(cuts, index, state.cells.length);
-      const near = Math.min(gaps[index] - (gaps[index - 1] ?? 0), (gaps[index + 1] ?? width) - gaps[index]);
-      const target = Math.max(gap, Math.min(TARGET, near));
-      const mark = index === refused ? " pgplan-ruler-refused" : index === held ? " pgplan-ruler-held" : "";
-      write(element, {
-        left: `${(gaps[index] - target / 2).toFixed(1)}px`,
-        width: `${target.toFixed(1)}px`,
-        class: `pgplan-ruler-handle${mark}`,
-        "--pgplan-grip": `${Math.min(6, gap).toFixed(1)}px`,
-        "aria-label": `cut ${index + 1} of ${gaps.length}`,
-        "aria-valuemin": String(low),
-        "aria-valuemax": String(high),
-        "aria-valuenow": String(cuts[index]),
-        "aria-valuetext":
-          `cut between layer ${cuts[index] - 1} and ${cuts[index]}: ${has(index)}, ${has(index + 1)}`,
-      });
+    const [low, high] = limits(cuts, index, state.cells.length);
+    const near = Math.min(gaps[index] - (gaps[index - 1] ?? 0), (gaps[index + 1] ?? width) - gaps[index]);
+    const target = Math.max(gap, Math.min(TARGET, Math.floor(near)));
+    const mark = index === refused ? " pgplan-ruler-refused" : index === held ? " pgplan-ruler-held" : "";
+    write(element, {
+      // From the edge of the stage behind it.
+      left: `${(-(gap + target) / 2).toFixed(1)}px`,
+      width: `${target.toFixed(1)}px`,
+      class: `pgplan-ruler-handle${mark}`,
+      "--pgplan-grip": `${Math.min(6, gap).toFixed(1)}px`,
+      "aria-label": `cut ${index + 1} of ${gaps.length}`,
+      "aria-valuemin": String(low),
+      "aria-valuemax": String(high),
+      "aria-valuenow": String(cuts[index]),
+      "aria-valuetext":
+        `cut between layer ${cuts[index] - 1} and ${cuts[index]}: ${has(index)}, ${has(index + 1)}`,
     });
   }
 

@@ -43,8 +43,8 @@ function countsOf(state, cuts) {
 }
 
 /**
- * Return where everything is on `width` pixels: the boxes of layers, of what stands beside them and of whole
- * stages, the middles of the gaps between stages, and where that of a handle would be for any other cut.
+ * Return where everything is on `width` pixels: the box of each stage, those of its cells in it, those of all
+ * layers, the middles of the gaps between stages, and where that of a handle would be for any other cut.
  */
 function place(state, cuts, sizeBy, width) {
   const { cells, stages, kinds } = state;
@@ -57,12 +57,7 @@ function place(state, cuts, sizeBy, width) {
   const sums = [0];
   cells.forEach((kind, layer) => sums.push(sums[layer] + sizes[kind]));
 
-  const placed = { layers: [], beside: [], spans: [], gaps: [], gap, size: room / count };
-  // Whole pixels, so that seams are equally wide.
-  const box = (kind, stage, left, right) => {
-    const start = Math.round(left);
-    return { kind, stage, left: start, width: Math.round(right) - start };
-  };
+  const placed = { stages: [], layers: [], gaps: [], gap, size: room / count };
   // Cells keep their size whatever the cuts are: a gap is as far right as the layers before it (`sums`) and
   // what else stands there (`offsets`).
   const offsets = [];
@@ -70,18 +65,26 @@ function place(state, cuts, sizeBy, width) {
   stages.forEach(({ before, after }, stage) => {
     const [start, stop] = [cuts[stage - 1] ?? 0, cuts[stage] ?? cells.length];
     const left = sums[start] + offset;
-    for (const kind of before) {
-      placed.beside.push(box(kind, stage, sums[start] + offset, sums[start] + offset + sizes[kind]));
-      offset += sizes[kind];
+    // Whole pixels, so that seams are equally wide, and from the stage's own edge, so that one that is only
+    // moved stays as it is inside.
+    const box = { left: Math.round(left), width: 0, cells: [] };
+    let right = 0;
+    const add = (kind, layer) => {
+      const from = Math.round(right);
+      right += sizes[kind];
+      box.cells.push({ kind, layer, left: from, width: Math.round(right) - from });
+    };
+    before.forEach((kind) => add(kind, null));
+    for (let layer = start; layer < stop; layer++) add(cells[layer], layer);
+    after.forEach((kind) => add(kind, null));
+    const last = box.cells.at(-1);
+    box.width = Math.round(left + right) - box.left;
+    last.width = Math.max(1, box.width - last.left);
+    for (const cell of box.cells) {
+      if (cell.layer !== null) placed.layers.push({ left: box.left + cell.left, width: cell.width });
     }
-    for (let layer = start; layer < stop; layer++) {
-      placed.layers.push(box(cells[layer], stage, sums[layer] + offset, sums[layer + 1] + offset));
-    }
-    for (const kind of after) {
-      placed.beside.push(box(kind, stage, sums[stop] + offset, sums[stop] + offset + sizes[kind]));
-      offset += sizes[kind];
-    }
-    placed.spans.push(box(null, stage, left, sums[stop] + offset));
+    placed.stages.push(box);
+    offset += [...before, ...after].reduce((sum, kind) => sum + sizes[kind], 0);
     offsets.push(offset + gap / 2);
     offset += gap;
   });
