@@ -10,6 +10,7 @@ its own time is up.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 
@@ -34,6 +35,7 @@ class Barriers:
         self.announced = 0
         self._arrived = [0] * world_size
         self._gave_up = [0] * world_size
+        self._gave_up_s = [0.0] * world_size
         self._latest_given_up = 0
         self._released = 0
 
@@ -55,6 +57,7 @@ class Barriers:
             self.announced = max(self.announced, number)
         elif kind == Kind.GAVE_UP:
             self._gave_up[rank] = self._latest_given_up = number
+            self._gave_up_s[rank] = parcel.sent_s
 
     def passed(self, present: Iterable[int]) -> bool:
         """Return whether this rank may go on."""
@@ -68,28 +71,21 @@ class Barriers:
         """Return the ranks that have not come, or came and gave up."""
         return [r for r in present if self._arrived[r] < self.number or self._gave_up[r] >= self.number]
 
-    def given_up(self, present: Iterable[int]) -> list[int]:
-        """Return the ranks that came to this barrier and gave it up."""
+    def given_up(self, present: Iterable[int], *, before_s: float = math.inf) -> list[int]:
+        """Return the ranks that came to this barrier and gave it up, before a time on the monotonic clock."""
         if self._latest_given_up < self.number:
             return []
-        return [r for r in present if self._gave_up[r] >= self.number]
+        return [r for r in present if self._gave_up[r] >= self.number and self._gave_up_s[r] < before_s]
 
 
 def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
     """Come to the next barrier and wait for the ranks present, as ``StatelessProcessGroup.barrier`` says."""
-    start_s = time.monotonic()
+    now_s = start_s = time.monotonic()
     deadline_s, announce_s = start_s + timeout_s, start_s + min(ANNOUNCE_AFTER_S, timeout_s / 4)
     number = barriers.enter()
-    mesh.pump(0.0)
     told = {mesh.rank}
-    if quitters := barriers.given_up(mesh.present()):
-        _give_up(mesh, number)
-        raise GroupTimeoutError(
-            f"{name_ranks(quitters)} gave up barrier {number} before rank {mesh.rank} came to it; "
-            "give the barrier a longer timeout there"
-        )
     while True:
-        present, now_s = mesh.present(), time.monotonic()
+        present = mesh.present()
         slow = len(present) == 2 or now_s >= announce_s or barriers.announced >= number
         for rank in present if slow else present[:1]:
             if rank not in told:
@@ -99,10 +95,17 @@ def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
             break
         if not mesh.whole:
             mesh.raise_if_lost(f"in barrier {number}")
-        if now_s >= deadline_s:
+        if quitters := barriers.given_up(present, before_s=start_s):
+            _give_up(mesh, number)
+            raise GroupTimeoutError(
+                f"{name_ranks(quitters)} gave up barrier {number} before rank {mesh.rank} came to it; "
+                "give the barrier a longer timeout there"
+            )
+        if now_s > deadline_s:
             _give_up(mesh, number)
             raise GroupTimeoutError(_complaint(mesh, barriers, timeout_s))
         mesh.pump((deadline_s if slow else min(deadline_s, announce_s)) - now_s)
+        now_s = time.monotonic()
     if present[0] == mesh.rank and len(present) > 2:
         for rank in present[1:]:
             mesh.links[rank].tell(Kind.RELEASED, number)
