@@ -20,7 +20,8 @@ from pgplan.hardware import cpu_device
 from pgplan.launcher import Event
 from pgplan.launcher.backends import visible_gpus
 from pgplan.verification.calibrating import _check_device, calibrate, summary
-from pgplan.verification.grid import ON_CPU, Bench
+from pgplan.verification.grid import Bench
+from pgplan.verification.sizes import ON_CPU
 
 pytestmark = pytest.mark.skipif(visible_gpus() > 0, reason="this machine has GPUs")
 

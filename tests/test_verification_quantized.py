@@ -17,12 +17,13 @@ from pgplan.model import storage as kinds
 from pgplan.model.spec import ModelSpec, Storage, Weight
 from pgplan.verification import products, quantized, scaled
 from pgplan.verification.experts import grouped_product
-from pgplan.verification.grid import ON_CPU, Bench
+from pgplan.verification.grid import Bench
 from pgplan.verification.layouts import Layout, layout_of
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.quantized import Quantized
 from pgplan.verification.quantized_shards import quantized_shard
 from pgplan.verification.shards import Shards, check_supported
+from pgplan.verification.sizes import ON_CPU
 from pgplan.verification.stage import Contents, Stage
 
 BF16 = kinds.dtype_storage("bfloat16")

@@ -20,9 +20,10 @@ from pgplan.launcher import Event, Worker, launch
 from pgplan.launcher.backends import Backend, visible_gpus
 from pgplan.launcher.show import Show
 from pgplan.model import ModelSpec, load_model
-from pgplan.verification.grid import ON_CPU, ON_GPU, QUICK, Bench, Sizes
+from pgplan.verification.grid import Bench
 from pgplan.verification.products import check_real, kernels_entry
 from pgplan.verification.shards import check_supported
+from pgplan.verification.sizes import ON_CPU, ON_GPU, QUICK, Sizes
 from pgplan.verification.surroundings import environment, variables
 
 _ENTRY = "pgplan.verification.calibrating:calibrate_rank"

@@ -9,7 +9,7 @@ what an engine's host adds is told apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -22,69 +22,14 @@ from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Clock, Pass, capture
 from pgplan.verification.pieces import Step
 from pgplan.verification.shards import Shards
+from pgplan.verification.sizes import Sizes
 from pgplan.verification.stage import Contents, Stage
 
 if TYPE_CHECKING:
     import torch
 
 _MEMORY_SHARE = 0.8
-_FEWEST, _MOST = 3, 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """Say at which sizes to measure.
-
-    Args:
-        chunks: Tokens of a prefill chunk.
-        prompts: Tokens of the prompts that the chunk is made of.
-        batches: Requests of a decode step.
-        contexts: Tokens that each of them attends to.
-        rows: Rows that the head samples.
-        layers: Layers in a row, if there is memory for them.
-        budget_s: How long a point may be repeated.
-        sustained_s: How long, if it is a chunk of ``sustained_from`` tokens or more: such products draw all
-            the power that a GPU may have, and it takes a second or two to see the rate that it keeps up.
-    """
-
-    chunks: tuple[int, ...]
-    prompts: tuple[int, ...]
-    batches: tuple[int, ...]
-    contexts: tuple[int, ...]
-    rows: tuple[int, ...]
-    layers: int
-    budget_s: float
-    sustained_s: float
-    sustained_from: int = 2048
-
-
-ON_GPU = Sizes(
-    chunks=(256, 1024, 2048, 4096, 8192, 16384),
-    prompts=(32, 2048, 8192),
-    batches=(1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256),
-    contexts=(64, 4096, 16384),
-    rows=(1, 8, 32, 64, 128, 256, 512),
-    layers=4,
-    budget_s=0.15,
-    sustained_s=1.0,
-)
-QUICK = replace(
-    ON_GPU,
-    chunks=(1024, 4096, 8192),
-    batches=(1, 8, 32, 64, 128, 256),
-    budget_s=0.05,
-    sustained_s=0.3,
-)
-ON_CPU = Sizes(
-    chunks=(16, 64, 128),
-    prompts=(16, 64),
-    batches=(1, 4, 8),
-    contexts=(16, 96),
-    rows=(1, 4, 8),
-    layers=1,
-    budget_s=0.1,
-    sustained_s=0.1,
-)
+_FEWEST, _MOST = 3, 500
 
 
 class Bench:
@@ -139,9 +84,7 @@ class Bench:
             if self._memory.on_gpu:
                 work.capture()
             self._told()
-            heavy = not step.is_decode and step.tokens >= self.sizes.sustained_from
-            budget_s = self.sizes.sustained_s if heavy else self.sizes.budget_s
-            return self._warm_s(work.run, budget_s=budget_s) / layers
+            return self._warm_s(work.run, budget_s=self.sizes.budget_of(step)) / layers
 
         prefill = {(tokens, prompt // 2): seconds(step) for tokens, prompt, step in prefills}
         decode = {(batch, context): seconds(step) for batch, context, step in decodes}

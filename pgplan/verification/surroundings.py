@@ -13,11 +13,20 @@ from pgplan.verification import fused
 def variables(backend: str | None) -> dict[str, str]:
     """Return the environment variables that ranks are started with.
 
-    >>> variables("nccl"), variables("gloo")
-    ({'NCCL_NVLS_ENABLE': '0'}, {})
+    What the user has set stays.
+
+    >>> variables("gloo")
+    {}
     """
-    # Multicast buffers would be memory that no plan knows of.
-    return {"NCCL_NVLS_ENABLE": "0"} if backend == "nccl" else {}
+    if backend != "nccl":
+        return {}
+    wanted = {
+        # Multicast buffers would be memory that no plan knows of.
+        "NCCL_NVLS_ENABLE": "0",
+        # A plan fills a GPU to the last MiB; segments of fixed size would leave gaps that nothing fits into.
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 def process_age_s() -> float:
