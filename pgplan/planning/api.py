@@ -13,8 +13,9 @@ from pgplan.model import load_model
 from pgplan.model.spec import ModelSpec
 from pgplan.planning.advising import advise
 from pgplan.planning.choosing import choose_split
-from pgplan.planning.costing import Costing, costing_for
+from pgplan.planning.costing import Costing
 from pgplan.planning.evaluating import evaluate
+from pgplan.planning.kept import costing_for
 from pgplan.planning.record import OBJECTIVES, Objective, Plan
 from pgplan.split import format_split, parse_split
 from pgplan.workload import Workload

@@ -8,7 +8,6 @@ at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from pgplan.cost.pricing import added_parts, weakest
 from pgplan.cost.rates import Tier
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes
 from pgplan.cost.timing import Batch, Parts
-from pgplan.engines import Engine, StageMemory, find_engine
+from pgplan.engines import Engine, StageMemory
 from pgplan.errors import PlanError
 from pgplan.hardware import Calibration, Cluster
 from pgplan.model.spec import LayerSpec, ModelSpec
@@ -279,37 +278,3 @@ class Costing:
         # The search looks classes up thousands of times; hashing a device each time would show.
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return tuple(numbers[key] for key in keys)
-
-
-def costing_for(
-    model: ModelSpec,
-    cluster: Cluster,
-    workload: Workload,
-    engine: str | Engine,
-    *,
-    calibration: Calibration | None = None,
-) -> Costing:
-    """Return a ``Costing``, an earlier one where nothing but the split has changed since."""
-    if isinstance(engine, str):
-        # A plan names its engine with the version; who asks for it may not.
-        label = find_engine(engine).label
-        return _costing_for(model, cluster, workload, label, _Same(calibration))
-    return Costing(model, cluster, workload, engine, calibration=calibration)
-
-
-class _Same:
-    """Let a calibration be looked up: equal is only the very same one, as comparing its tables takes long."""
-
-    def __init__(self, calibration: Calibration | None) -> None:
-        self.calibration = calibration
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.calibration is other.calibration
-
-    def __hash__(self) -> int:
-        return id(self.calibration)
-
-
-@lru_cache(maxsize=4)
-def _costing_for(model: ModelSpec, cluster: Cluster, workload: Workload, engine: str, same: _Same) -> Costing:
-    return Costing(model, cluster, workload, find_engine(engine), calibration=same.calibration)

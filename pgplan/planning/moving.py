@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from pgplan.errors import PgplanError
 from pgplan.hardware import Calibration
-from pgplan.planning.costing import Costing, costing_for
+from pgplan.planning.costing import Costing
+from pgplan.planning.kept import costing_for
 from pgplan.planning.outcome import Outcome, weigh
 from pgplan.planning.record import Plan, split_ranges
 

@@ -8,8 +8,7 @@ in full before the assignment returns. It runs in every front end that has ipywi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,15 @@ from pgplan.verification import Verification
 from pgplan.view import plan_html
 from pgplan.widgets.answers import Answer, answer, recognised, with_advice
 from pgplan.widgets.background import Background
-from pgplan.widgets.board import Board
 from pgplan.widgets.choice import Choice, Known, first_choice
-from pgplan.widgets.controls import GROUP_OF, Controls
 from pgplan.widgets.edits import edit
 from pgplan.widgets.files import text_of
 from pgplan.widgets.history import Entry, History
 from pgplan.widgets.rest import Rest, is_page_asking
 from pgplan.widgets.scene import Scene, study
+from pgplan.widgets.screen import Screen
 from pgplan.widgets.snapshot import Snapshot
-from pgplan.widgets.style import STYLE_SHEET, column, html, parts_of, told
+from pgplan.widgets.style import parts_of, told
 from pgplan.workload import Workload
 
 # How long a dragged cut or slider must have stood still before the rest is worked out.
@@ -90,16 +88,12 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         calibration: Calibration | str | Path | None = None,
     ) -> None:
         choice = first_choice(model, cluster, workload or Workload(), engine, split, objective, calibration)
-        first = study(choice, choice.plan(with_advice=False))
-        self._scene = first
+        self._scene = first = study(choice, choice.plan(with_advice=False))
         self._history = History(Entry(choice=choice))
         self._first = choice
         self._known = Known().plus(choice)
-        self._is_syncing = False
-        self._unread_split = ""
-        self._controls = Controls()
-        self.controls, self.messages = self._controls.by_name, self._controls.messages
-        self.board = Board(
+        self._unread_split = self._asked = self._typed = ""
+        self._screen = Screen(
             edit=self._edited,
             go=self._go,
             pin=self.pin,
@@ -107,23 +101,18 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
             proven=self._proven,
             stop=self.cancel,
         )
+        self.board, self._controls = self._screen.board, self._screen.controls
+        self.controls, self.messages = self._controls.by_name, self._controls.messages
         self._rest = Rest(self._complete, after_s=_REST_S)
         self._snapshot = Snapshot(lambda: plan_html(self.plan))
         self._work = Background[Answer](show=self._answered, fail=self._failed, wait=self.board.wait)
-        self._asked = self._typed = ""
         super().__init__(
-            children=[
-                html("style", STYLE_SHEET),
-                column(self._controls.box, self.board.bar, name="left", flex="0 0 318px", width="318px"),
-                self.board.box,
-            ],
+            children=self._screen.children,
             layout=W.Layout(flex_flow="row wrap", align_items="flex-start"),
         )
         self.add_class("pgplan-planner")
         self._is_made = True
         self._answered(Answer(scene=first))
-        for field, control in self.controls.items():
-            control.observe(lambda change, field=field: self._edited(field, change["new"]), names="value")
         self.observe(lambda change: self._assigned(change["new"]), names="plan")
         if not first.plan.fits:
             self._work.run(lambda _: Answer(scene=with_advice(first)))
@@ -201,8 +190,6 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _edited(self, field: str, value: Any) -> None:
         """Answer a change that the user made."""
-        if self._is_syncing:
-            return
         if field == "upload":
             self._uploaded(value)
             return
@@ -210,8 +197,8 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
             return
         if field == "split":
             self._unread_split = ""
-        choice, shown, name = self._scene.choice, self.plan.split, _SAME.get(field, field)
-        known = self._known
+        choice, known, shown = self._scene.choice, self._known, self.plan.split
+        name = _SAME.get(field, field)
         self._run(field, lambda: edit(choice, name, value, known, shown=shown), value=value)
 
     def _uploaded(self, uploads: Any) -> None:
@@ -266,9 +253,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         """Tell what is wrong beside its control; the picture stays."""
         if self._asked == "split":
             self._unread_split = self._typed
-        self._controls.tell(GROUP_OF.get(self._asked, "split"), told("alert", str(error)))
-        self.board.tell("")
-        self.board.refuse(self._scene)
+        self._screen.refuse(self._scene, field=self._asked, error=error)
         self._rest.soon()
 
     def _restore(self) -> None:
@@ -282,7 +267,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _assigned(self, plan: Plan) -> None:
         """Answer a plan that was assigned from Python or loaded."""
-        if self._is_syncing:
+        if self._screen.is_drawing:
             return
         self._work.cancel()
         now, brought = self._scene.choice.basis, self._known.bases.values()
@@ -294,41 +279,21 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def _proven(self, record: Verification, plan: Plan) -> None:
         """Lay what was measured over the plan that it was measured of, if that is still on display."""
-        if self.plan == plan:
-            self._show(replace(self._scene, proof=record))
-        else:
-            self.board.proof.draw(replace(self._scene, proof=record))
+        show = self._show if self.plan == plan else self.board.proof.draw
+        show(replace(self._scene, proof=record))
 
     # --- from the plan to the screen ------------------------------------------------------------------
 
     def _show(self, scene: Scene, *, words: str = "") -> None:
-        """Draw a scene and let every control say what it was made from."""
-        with self._syncing():
-            self._scene = scene
-            self.board.draw(scene, can_undo=bool(self._history.before), can_redo=bool(self._history.after))
-            self._controls.sync(
-                scene.choice,
-                scene.plan,
-                models=self._known.models,
-                gpus=self._known.gpus,
-                bases=self._known.bases.values(),
-                split=self._unread_split or scene.choice.split,
-            )
-            if not self._unread_split:
-                self._controls.tell("", "")
-            self.board.tell(words)
+        """Draw a scene; what need not be there at once follows when the user rests."""
+        self._scene = scene
+        self._screen.draw(
+            scene, history=self._history, known=self._known, unread_split=self._unread_split, words=words
+        )
+        with self._screen.drawing():
             self.plan = scene.plan
         if is_page_asking() or not scene.is_studied:
             self._rest.soon()
         else:
             self._complete()
         self._snapshot.changed()
-
-    @contextmanager
-    def _syncing(self) -> Iterator[None]:
-        """Keep the planner from answering the changes that it makes itself."""
-        before, self._is_syncing = self._is_syncing, True
-        try:
-            yield
-        finally:
-            self._is_syncing = before

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pgplan.hardware import Calibration
 from pgplan.model.spec import AttentionSpec, LayerSpec
 from pgplan.planning import Plan
-from pgplan.planning.costing import Costing, costing_for
+from pgplan.planning.costing import Costing
+from pgplan.planning.kept import costing_for
 from pgplan.planning.record import StagePlan
 from pgplan.view.numbers import duration, gib, milliseconds, times
 from pgplan.view.parts import PARTS

@@ -11,7 +11,7 @@ import ipywidgets as W
 from pgplan.engines import find_engine
 from pgplan.errors import PgplanError
 from pgplan.planning import Plan
-from pgplan.planning.costing import costing_for
+from pgplan.planning.kept import costing_for
 from pgplan.planning.moving import Move, best_move, own_split, worth
 from pgplan.planning.outcome import Outcome
 from pgplan.split import format_split

@@ -1,0 +1,85 @@
+"""The planner's two sides, drawn together from one scene: the controls and the board."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as W
+
+from pgplan.widgets.board import Board
+from pgplan.widgets.choice import Known
+from pgplan.widgets.controls import GROUP_OF, Controls
+from pgplan.widgets.history import History
+from pgplan.widgets.scene import Scene
+from pgplan.widgets.style import STYLE_SHEET, column, html, told
+
+
+class Screen:
+    """Let controls and board say what is on display, and pass on what the user changes there.
+
+    Args:
+        edit: Called with the name of a control, or of what the board edits, and its value; not while a scene
+            is drawn, when controls change by themselves.
+        board: What else ``Board`` is told to call.
+
+    Attributes:
+        controls: The left side.
+        board: The right side.
+        children: Both, and how they look.
+        is_drawing: Whether what changes now is no edit.
+    """
+
+    def __init__(self, *, edit: Callable[[str, Any], None], **board: Callable[..., None]) -> None:
+        self._edit = edit
+        self.is_drawing = False
+        self.controls = Controls()
+        self.board = Board(edit=self._edited, **board)
+        left = column(self.controls.box, self.board.bar, name="left", flex="0 0 318px", width="318px")
+        self.children: list[W.Widget] = [html("style", STYLE_SHEET), left, self.board.box]
+        for field, control in self.controls.by_name.items():
+            control.observe(lambda change, field=field: self._edited(field, change["new"]), names="value")
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Keep the planner from answering the changes that it makes itself."""
+        before, self.is_drawing = self.is_drawing, True
+        try:
+            yield
+        finally:
+            self.is_drawing = before
+
+    def draw(self, scene: Scene, *, history: History, known: Known, unread_split: str, words: str) -> None:
+        """Draw a scene, and let every control say what it was made from.
+
+        Args:
+            scene: What is on display.
+            history: Whether there is something to undo or redo.
+            known: What the user brought along, to be offered.
+            unread_split: What stands in the split's field, while it cannot be used.
+            words: What else happened.
+        """
+        with self.drawing():
+            self.board.draw(scene, can_undo=bool(history.before), can_redo=bool(history.after))
+            self.controls.sync(
+                scene.choice,
+                scene.plan,
+                models=known.models,
+                gpus=known.gpus,
+                bases=known.bases.values(),
+                split=unread_split or scene.choice.split,
+            )
+            if not unread_split:
+                self.controls.tell("", "")
+            self.board.tell(words)
+
+    def refuse(self, scene: Scene, *, field: str, error: Exception) -> None:
+        """Tell what is wrong with an edit, beside its control; the scene stays."""
+        self.controls.tell(GROUP_OF.get(field, "split"), told("alert", str(error)))
+        self.board.tell("")
+        self.board.refuse(scene)
+
+    def _edited(self, field: str, value: Any) -> None:
+        if not self.is_drawing:
+            self._edit(field, value)
