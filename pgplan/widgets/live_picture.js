@@ -4,7 +4,7 @@
 // different by now, and `count` how many there are. `hovers` lies over them and tells a stage's figures under
 // the pointer.
 
-const HOVERS_AFTER_MS = 50;
+const FORGET_AFTER_MS = 50;
 // The SVG's height is a multiple of so many of its pixels.
 const HEIGHT_STEP = 256;
 
@@ -69,9 +69,11 @@ class LivePicture {
     if (!tag) return;
     if (tag !== this.tag) this.open(tag);
     this.patch(pieces);
-    // A tooltip comes half a second after the pointer; it need not delay the frame.
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.tell(this.model.get("hovers")), HOVERS_AFTER_MS);
+    const hovers = this.model.get("hovers");
+    if (hovers) this.tell(hovers);
+    // A tooltip comes half a second after the pointer; to take an old one away need not delay the frame.
+    else this.timer = setTimeout(() => this.tell(""), FORGET_AFTER_MS);
   }
 
   /**

@@ -1,7 +1,7 @@
 // The ruler's behaviour: pointer, keys, and the kernel.
 //
-// A move is drawn at once and sent once per frame; ipywidgets keeps one message in flight and the latest
-// value waiting. `cuts` is the truth of what is on display: `figures` of older cuts change no handles.
+// The first move of a frame is sent at once, all others with the frame; ipywidgets keeps one message in flight
+// and the latest value waiting. `cuts` is the truth of what is on display: `figures` of older cuts change no handles.
 
 const STEP = 5;
 
@@ -46,7 +46,10 @@ class Ruler {
     const listening = new AbortController();
     this.drag = { handle, pointer: event.pointerId, offset, listening };
     const { signal } = listening;
-    window.addEventListener("pointermove", (moved) => this.pull(moved), { signal });
+    // The one comes with the frames, the other as soon as the pointer moves, where the browser has it.
+    for (const move of ["pointermove", "pointerrawupdate"]) {
+      window.addEventListener(move, (moved) => this.pull(moved), { signal });
+    }
     for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
       window.addEventListener(end, (ended) => this.release(ended), { signal });
     }
@@ -121,6 +124,7 @@ class Ruler {
     if (cut !== this.cuts[handle]) {
       this.cuts[handle] = cut;
       this.isDirty = true;
+      if (!this.frame) this.flush();
     }
     this.schedule();
   }
