@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
 from handoff_methods import KIB, MIB
+from recording import interval
 
 SMALL_BYTES, LARGE_BYTES = 256 * KIB, 16 * MIB
 # What a small hop may take more than a raw one, and of raw bandwidth what a large one must reach.
 EXTRA_US, SHARE = 5.0, 0.97
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Return the median and its 95 % interval, from the order statistics."""
-    ordered, n = sorted(values), len(values)
-    half = 0.98 * math.sqrt(n)
-    low, high = max(0, math.floor(n / 2 - half)), min(n - 1, math.ceil(n / 2 + half))
-    return statistics.median(ordered), ordered[low], ordered[high]
 
 
 def summarise(ranks: tuple[dict[str, Any], ...], *, tp_size: int) -> dict[str, Any]:

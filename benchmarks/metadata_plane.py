@@ -2,21 +2,23 @@
 
     python benchmarks/metadata_plane.py --vllm-file .../vllm/distributed/utils.py
 
-Every worker holds one group of each implementation and goes through the same operations in turn, one
-repetition of each after the other, so that whatever else the machine does falls on all of them alike. Each
-operation begins at a barrier, and whoever is done with it sleeps, so that those who are not have the cores.
-The clock is the host's monotonic one, which all processes share:
+Every worker holds one group of each implementation and goes through the same operations in blocks: a block is
+one repetition of each, one after the other, each block in another order, so that whatever else the machine
+does falls on all of them alike. Each repetition begins at a barrier, and whoever is done with it sleeps, so
+that those who are not have the cores. The clock is the host's monotonic one, which all processes share:
 
     create      first rank's start -> last rank's end (socket pairs exist before the workers do)
     barrier     last start -> last end of ten in a row, divided by ten: the ranks leave the barrier that
                 begins it at different moments, and nobody can be done before the last one has come
     bcast       start of the source -> end of the last receiver
     bcast_read  the same, each receiver having touched every page of what it received
+    asleep      bcast, the source having rested until all receivers sleep: mostly the kernel that wakes them
+    nothing     as bcast, but nothing is done: what leaving the barrier takes, and is part of every bcast
     all_gather  first start -> last end; of 100 B, as for barrier
     round_trip  rank 0 sends to rank 1 and gets it back; of 100 B, as for barrier
 
-Each implementation frees what it holds outside the clock. A ratio is vLLM's median over the other's: above
-1, the other is faster.
+Each implementation frees what it holds outside the clock. A ratio is vLLM's time over the other's in the same
+block (above 1, the other is faster); given are the median over the blocks and its 95 % interval.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import socket
 import statistics
 import subprocess
@@ -41,6 +44,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from peers import vllm_stateless  # noqa: E402
+from recording import interval, save  # noqa: E402
 
 from pgplan.distributed import StatelessProcessGroup, new_token, socket_mesh  # noqa: E402
 from pgplan.distributed.bootstrap import sockets_variable  # noqa: E402
@@ -50,7 +54,8 @@ SIZES = {"100 B": 100, "1 MiB": 1 << 20, "32 MiB": 32 << 20}
 SETTLE_S = 0.0005  # per rank
 IN_A_ROW = 10
 SHORT = {("barrier", ""), ("all_gather", "100 B"), ("round_trip", "100 B")}
-Row = tuple[str, str, int]
+Row = tuple[str, str, int]  # operation, name of the size, number of ranks
+Measured = tuple[Row, dict[str, list[float]]]  # seconds by implementation, block by block
 Operation = Callable[[Any, Any], None]
 
 
@@ -106,6 +111,8 @@ def plan_of(ranks: int, scale: float) -> list[tuple[str, str, Operation, int, in
         ("bcast", "100 B", broadcast, SIZES["100 B"], times(200)),
         ("all_gather", "100 B", in_a_row(all_gather), SIZES["100 B"], times(40)),
         ("round_trip", "100 B", in_a_row(round_trip), SIZES["100 B"], times(60)),
+        ("asleep", "100 B", broadcast, SIZES["100 B"], times(60)),
+        ("nothing", "", lambda group, obj: None, 0, times(60)),
         ("bcast", "1 MiB", broadcast, SIZES["1 MiB"], times(30)),
         ("all_gather", "1 MiB", all_gather, SIZES["1 MiB"], times(15)),
         ("round_trip", "1 MiB", round_trip, SIZES["1 MiB"], times(30)),
@@ -123,34 +130,34 @@ def elapsed_s(operation: str, size_name: str, spans: list[tuple[float, float]]) 
         return (ended_s - begun_s) / IN_A_ROW
     if operation == "round_trip":
         return ends[0] - starts[0]
-    return max(ends) - (starts[0] if operation.startswith("bcast") else min(starts))
+    if operation in ("create", "all_gather"):
+        return max(ends) - min(starts)
+    return max(ends) - starts[0]
 
 
 # A worker --------------------------------------------------------------------------------------------------
 
 
 def worker(job: dict[str, Any]) -> None:
-    """Make one group per implementation, go through the plan, and let rank 0 print the medians."""
+    """Make one group per implementation, go through the plan, and let rank 0 print all times."""
     sync = StatelessProcessGroup.from_environment()
-    groups, medians = make_groups(sync, job)
+    groups, created = make_groups(sync, job)
+    measured = [(("create", "", sync.world_size), created)]
     for operation, size_name, function, size_bytes, repetitions in plan_of(sync.world_size, job["scale"]):
         obj = payload(size_bytes)
         taken: dict[str, list[float]] = {name: [] for name in groups}
-        for repetition in range(repetitions + 1):
-            # Whoever comes first finds the caches as the last one left them: take turns.
-            turn = repetition % len(groups)
-            for name, group in [*groups.items()][turn:] + [*groups.items()][:turn]:
-                spans = timed(sync, functools.partial(function, group, obj))
-                if repetition:  # the first one warms up
+        order = random.Random(repetitions)  # the same on every rank
+        rest_s = SETTLE_S * sync.world_size if operation == "asleep" and sync.rank == 0 else 0.0
+        for block in range(repetitions + 1):
+            for name in order.sample(list(groups), len(groups)):
+                spans = timed(sync, functools.partial(function, groups[name], obj), rest_s=rest_s)
+                if block:  # the first one warms up
                     taken[name].append(elapsed_s(operation, size_name, spans))
                 if name == VLLM:
-                    vllm_stateless.free(group)
-        for name, times_s in taken.items():
-            medians.append(
-                (operation, size_name, sync.world_size, name, statistics.median(times_s), len(times_s))
-            )
+                    vllm_stateless.free(groups[name])
+        measured.append(((operation, size_name, sync.world_size), taken))
     if sync.rank == 0:
-        print(json.dumps(medians))
+        print(json.dumps(measured))
     sync.barrier(timeout=600)
     for name, group in groups.items():
         if name != VLLM:
@@ -158,9 +165,12 @@ def worker(job: dict[str, Any]) -> None:
     sync.close()
 
 
-def timed(sync: StatelessProcessGroup, work: Callable[[], Any]) -> list[tuple[float, float]]:
-    """Return when each rank started and ended ``work``, begun together."""
+def timed(
+    sync: StatelessProcessGroup, work: Callable[[], Any], *, rest_s: float = 0.0
+) -> list[tuple[float, float]]:
+    """Return when each rank started and ended ``work``, begun together or after a rest."""
     sync.barrier(timeout=600)
+    time.sleep(rest_s)
     start_s = time.monotonic()
     work()
     end_s = time.monotonic()
@@ -168,8 +178,10 @@ def timed(sync: StatelessProcessGroup, work: Callable[[], Any]) -> list[tuple[fl
     return sync.all_gather_obj((start_s, end_s))
 
 
-def make_groups(sync: StatelessProcessGroup, job: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Return the groups, in an order that vLLM does not always end, and how long making them took."""
+def make_groups(
+    sync: StatelessProcessGroup, job: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Return the groups, and how long making each took."""
     rank, ranks = sync.rank, sync.world_size
     listeners = {name: socket.socket(fileno=fd) for name, fd in job["listeners"].items()} if rank == 0 else {}
     ours = {int(peer): socket.socket(fileno=fd) for peer, fd in job["sockets"][rank].items()}
@@ -195,18 +207,18 @@ def make_groups(sync: StatelessProcessGroup, job: dict[str, Any]) -> tuple[dict[
         groups[name] = make()
 
     groups: dict[str, Any] = {}
-    medians = []
+    created = {}
     for name, make in makers.items():
         spans = timed(sync, functools.partial(build, groups, name, make))
-        medians.append(("create", "", ranks, name, elapsed_s("create", "", spans), 1))
-    return groups, medians
+        created[name] = [elapsed_s("create", "", spans)]
+    return groups, created
 
 
 # The parent ------------------------------------------------------------------------------------------------
 
 
-def measure(ranks: int, *, vllm_file: str | None, scale: float) -> list[Any]:
-    """Run the workers for one number of ranks and return their medians."""
+def measure(ranks: int, *, vllm_file: str | None, scale: float) -> list[Measured]:
+    """Run the workers for one number of ranks and return all their times."""
     sync, ours = socket_mesh(ranks), socket_mesh(ranks)
     listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in (TCP, TCP_OPEN, VLLM)}
     job = {
@@ -239,23 +251,56 @@ def measure(ranks: int, *, vllm_file: str | None, scale: float) -> list[Any]:
         printed, _ = workers[0].communicate()
     if any(process.wait() for process in workers):
         raise SystemExit(f"a worker failed with {ranks} ranks")
-    return list(json.loads(printed))
+    return [((operation, size, ranks), taken) for (operation, size, ranks), taken in json.loads(printed)]
 
 
-def table(medians: list[Any]) -> str:
-    """Return the medians in microseconds, and vLLM's median over each."""
-    names = list(dict.fromkeys(name for *_, name, _, _ in medians))
-    by_row: dict[Row, dict[str, float]] = {}
-    for operation, size, ranks, name, seconds, _ in medians:
-        by_row.setdefault((operation, size, ranks), {})[name] = seconds
-    lines = [f"{'operation':<11}{'size':>8}{'ranks':>6}" + "".join(f"{name + ' us':>24}" for name in names)]
-    for (operation, size, ranks), row in by_row.items():
+def ratios(taken: dict[str, list[float]], name: str) -> list[float]:
+    """Return vLLM's time over that of an implementation, block by block."""
+    return [theirs / ours for theirs, ours in zip(taken.get(VLLM, []), taken[name], strict=False)]
+
+
+def table(measured: list[Measured]) -> str:
+    """Return the medians in microseconds, and how many times faster than vLLM that is."""
+    names = list(measured[0][1])
+    lines = [f"{'operation':<11}{'size':>7}{'ranks':>6}" + "".join(f"{name + ' us':>28}" for name in names)]
+    for (operation, size, ranks), taken in measured:
         cells = ""
         for name in names:
-            ratio = f" ({row[VLLM] / row[name]:.1f}x)" if VLLM in row and name != VLLM else ""
-            cells += f"{f'{1e6 * row[name]:,.0f}{ratio}':>24}"
-        lines.append(f"{operation:<11}{size:>8}{ranks:>6}{cells}")
+            cell = f"{1e6 * statistics.median(taken[name]):,.0f}"
+            if name != VLLM and (faster := ratios(taken, name)):
+                median, low, high = interval(faster)
+                cell += f" ({median:.1f}x, {low:.1f}-{high:.1f})"
+            cells += f"{cell:>28}"
+        lines.append(f"{operation:<11}{size:>7}{ranks:>6}{cells}")
     return "\n".join(lines)
+
+
+def record(measured: list[Measured]) -> dict[str, Any]:
+    """Return what is kept: each median, and each ratio to vLLM with its interval and number of blocks."""
+    return {
+        "columns": ["operation", "size", "ranks", "implementation", "median_s", "blocks"],
+        "rows": [
+            (*row, name, statistics.median(times_s), len(times_s))
+            for row, taken in measured
+            for name, times_s in taken.items()
+        ],
+        "ratio_columns": [
+            "operation",
+            "size",
+            "ranks",
+            "implementation",
+            "median",
+            "low_95",
+            "high_95",
+            "blocks",
+        ],
+        "ratios": [
+            (*row, name, *interval(faster), len(faster))
+            for row, taken in measured
+            for name in taken
+            if name != VLLM and (faster := ratios(taken, name))
+        ],
+    }
 
 
 def versions() -> dict[str, str]:
@@ -271,7 +316,7 @@ def main() -> None:
     parser.add_argument("--vllm-file", default=os.environ.get("PGPLAN_PEER_FILE"), help="vLLM's utils.py")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--scale", type=float, default=1.0, help="repetitions relative to a full run")
-    parser.add_argument("-o", "--output", type=Path, help="write the medians here, as JSON")
+    parser.add_argument("-o", "--output", type=Path, help="keep the result here, as JSON")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -279,10 +324,10 @@ def main() -> None:
         return
     if not options.vllm_file:
         print("vLLM's file was not given (--vllm-file): pgplan is measured alone", file=sys.stderr)
-    medians = []
+    measured: list[Measured] = []
     for ranks in options.ranks:
-        medians += measure(ranks, vllm_file=options.vllm_file, scale=options.scale)
-    print(table(medians))
+        measured += measure(ranks, vllm_file=options.vllm_file, scale=options.scale)
+    print(table(measured))
     if options.output:
         result = {
             "date": datetime.date.today().isoformat(),
@@ -290,10 +335,8 @@ def main() -> None:
             "load_average": os.getloadavg(),
             "versions": versions(),
             "vllm_file_md5": vllm_stateless.digest(options.vllm_file) if options.vllm_file else None,
-            "columns": ["operation", "size", "ranks", "implementation", "median_s", "repetitions"],
-            "rows": medians,
         }
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        save(options.output, result | record(measured))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -64,6 +65,14 @@ def summary(values: list[float]) -> dict[str, float]:
         "median_ms": round(statistics.median(ranked), 2),
         "p95_ms": round(ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))], 2),
     }
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the median and its 95 % interval, from the order statistics."""
+    ordered, n = sorted(values), len(values)
+    half = 0.98 * math.sqrt(n)
+    low, high = max(0, math.floor(n / 2 - half)), min(n - 1, math.ceil(n / 2 + half))
+    return statistics.median(ordered), ordered[low], ordered[high]
 
 
 def in_a_cell(times: dict[str, float]) -> str:

@@ -64,24 +64,24 @@ class Exchange:
         """Send a message to some ranks; of a broadcast's readers, those that have left are passed over."""
         if time.monotonic() >= self._expire_next_s:
             self.expire()
+        links, limit_bytes = self.mesh.links, self._limits.max_unread_bytes
         try:
             for rank in ranks:
                 if rank == self.mesh.rank:
                     self._own.put(message.parcel())
-                else:
-                    self._send(message, self.mesh.links[rank])
+                    continue
+                link = links[rank]
+                if link.unread_bytes >= limit_bytes:
+                    self._wait_for_room(link)
+                if not link.send(message):
+                    self._cannot_send(message, link)
         finally:
             message.close()
 
-    def _send(self, message: Message, link: Link) -> None:
-        if link.unread_bytes >= self._limits.max_unread_bytes:
-            self._wait_for_room(link)
-        if not link.left:
-            link.send(message)
-            if not link.cut_off:
-                return
-            # Its last words may still lie in the socket: whether it left, and what it sent before.
-            self.mesh.pump(0.0)
+    def _cannot_send(self, message: Message, link: Link) -> None:
+        """Raise PeerLostError, unless the message is for all and this reader has merely left."""
+        # Its last words may still lie in the socket: whether it left, and what it sent before.
+        self.mesh.pump(0.0)
         doing = f"sending to rank {link.rank}"
         if not link.left:
             self.mesh.raise_if_lost(doing)

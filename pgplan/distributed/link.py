@@ -83,10 +83,12 @@ class Link:
             sock, max_message_bytes=max_message_bytes, seal=seal, clock_offset_s=clock_offset_s
         )
 
-    def send(self, message: Message) -> None:
-        """Send an object's message without waiting for its reader."""
-        self._outgoing.send(message)
+    def send(self, message: Message) -> bool:
+        """Send an object's message without waiting for its reader; return whether the peer can have it."""
+        if self.left:
+            return False
         self.unread_bytes += message.charge_bytes
+        return self._outgoing.send(message)
 
     def tell(self, kind: int, number: int = 0, content: bytes = b"") -> None:
         """Send a frame of the group's own business; a peer that has gone does not mind."""
@@ -118,11 +120,6 @@ class Link:
             self.lost = reason
         else:
             self.left = True
-
-    @property
-    def cut_off(self) -> bool:
-        """Return whether nothing more can be sent."""
-        return self._outgoing.broken is not None
 
     @property
     def ended(self) -> bool:

@@ -53,33 +53,33 @@ class Outgoing:
         self._thread: threading.Thread | None = None
         self._counts: dict[int, int] = {}
 
-    def send(self, message: Message, number: int | None = None) -> None:
-        """Send a message, or queue what the socket has no room for.
+    def send(self, message: Message) -> bool:
+        """Send a message, or queue what the socket has no room for; its number counts those of its kind.
 
-        Args:
-            message: What to send; its buffers may change as soon as this returns.
-            number: What the frame's number says; None counts the messages of this kind.
+        Its buffers may change as soon as this returns. Returns whether the connection still stands.
         """
         if not message.body_bytes:
-            self.tell(message.kind, number, message.head)
-            return
+            return self.tell(message.kind, None, message.head)
         descriptor = message.descriptor() if self._passes_files and message.suits_file else None
         body = message.parts() if descriptor is None else []
         with self._lock:
             if self.broken:
-                return
-            if number is None:
-                number = self._counts[message.kind] = self._counts.get(message.kind, -1) + 1
+                return False
+            number = self._counts[message.kind] = self._counts.get(message.kind, -1) + 1
             prologue = message.prologue(number, in_file=descriptor is not None)
             if self._seal is not None:
                 prologue += self._seal.sign(prologue, message.digest())
             self._write(prologue, message, body, descriptor)
+            return self.broken is None
 
-    def tell(self, kind: int, number: int | None, head: bytes) -> None:
-        """Send a message that is all head, as ``send`` does: the way of nearly every frame, kept short."""
+    def tell(self, kind: int, number: int | None, head: bytes) -> bool:
+        """Send a message that is all head, as ``send`` does: the way of nearly every frame, kept short.
+
+        Without a number it counts the messages of its kind.
+        """
         with self._lock:
             if self.broken:
-                return
+                return False
             if number is None:
                 number = self._counts[kind] = self._counts.get(kind, -1) + 1
             frame = HEADER.pack(MAGIC, kind, 0, len(head), 0, number, time.monotonic()) + head
@@ -93,9 +93,10 @@ class Outgoing:
                     pass
                 except OSError as error:
                     self._break(error.strerror or "the connection broke")
-                    return
+                    return False
             if sent < len(frame):
                 self._enqueue(memoryview(frame)[sent:], None)
+            return True
 
     def _write(
         self, prologue: bytes, message: Message, body: list[bytes | memoryview], descriptor: int | None

@@ -95,6 +95,7 @@ class Message:
         "_frozen",
         "_parts",
         "body_bytes",
+        "charge_bytes",
         "flags",
         "head",
         "head_bytes",
@@ -114,6 +115,8 @@ class Message:
         if len(head) > INLINE_BYTES:
             self.head, self.flags = b"", HEAD_IN_BODY
             self._append(head)
+        # What the message counts for at its reader until it is read.
+        self.charge_bytes = self.size_bytes + OVERHEAD_BYTES
         self._descriptor: int | None = None
         self._digest: bytes | None = None
         self._frozen: bytes | None = None
@@ -134,11 +137,6 @@ class Message:
         """Return whether a memory file is the cheaper way for the body, where there is a choice."""
         readers_suit = self.readers >= _FILE_READERS and self.body_bytes > INLINE_BYTES
         return readers_suit or self.body_bytes >= _FILE_BYTES
-
-    @property
-    def charge_bytes(self) -> int:
-        """Return what the message counts for at its reader until it is read."""
-        return self.size_bytes + OVERHEAD_BYTES
 
     def prologue(self, number: int, *, in_file: bool) -> bytes:
         """Return header and head of the frame, sent now."""
