@@ -90,7 +90,7 @@ class _Search:
         self.pins = pins
         self.requests = 1
         self.needed_units = 0
-        self._classes = costing.stage_classes()
+        self._classes = costing.stage_classes
         self._budgets: dict[tuple[object, int, int], int] = {}
 
     def roomiest(self, wanted: int) -> Choice | None:

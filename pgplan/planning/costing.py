@@ -20,7 +20,7 @@ from pgplan.engines import Engine, StageMemory
 from pgplan.errors import PlanError
 from pgplan.hardware import Calibration, Cluster
 from pgplan.model.spec import LayerSpec, ModelSpec
-from pgplan.planning.phases import PhaseTimes, make_phase, pricers_for, sums
+from pgplan.planning.phases import PhaseTimes, make_phase, pricers_for, stage_links, sums
 from pgplan.split import check_stage_count
 from pgplan.workload import Workload
 
@@ -66,7 +66,7 @@ class Costing:
         self._times: dict[tuple[bool, int], PhaseTimes] = {}
         self._kept: dict[Hashable, Any] = {}
         self._memory: dict[tuple[int, tuple[int, ...], int], StageMemory] = {}
-        self._classes = self.stage_classes()
+        self.stage_classes = self._stage_classes()
 
     def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """Return what was made under ``key`` before, else make it: of two splits most stages are equal."""
@@ -176,7 +176,7 @@ class Costing:
         """Return the bytes of a range on a stage, as the engine's KV rule asks for them."""
         # Of thousands of ranges that are asked for, few differ in what they hold.
         fixed_bytes = self.kv_rule.fixed_bytes(start, stop)
-        key = (self._classes[stage], self.range_counts(start, stop), fixed_bytes)
+        key = (self.stage_classes[stage], self.range_counts(start, stop), fixed_bytes)
         found = self._memory.get(key)
         if found is None:
             found = self._memory[key] = self._stage_memory(stage, start, stop, fixed_bytes)
@@ -267,13 +267,13 @@ class Costing:
 
         return self.kept((times.batch.decode, times.batch.tokens, gpu, is_first, is_last, counts), add_up)
 
-    def stage_classes(self) -> tuple[int, ...]:
+    def _stage_classes(self) -> tuple[int, ...]:
         """Return a number per stage; equal numbers cost the same for equal ranges."""
         last = self.cluster.pp_size - 1
-        links = [self.cluster.stage_link(stage) for stage in range(last)]
+        links = [*stage_links(self.cluster), None]
         keys = [
-            (gpu, stage == 0, stage == last, links[stage] if stage < last else None)
-            for stage, gpu in enumerate(self.cluster.gpus)
+            (gpu, stage == 0, stage == last, link)
+            for stage, (gpu, link) in enumerate(zip(self.cluster.gpus, links, strict=True))
         ]
         # The search looks classes up thousands of times; hashing a device each time would show.
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from pgplan.cost.communication import handoff_bytes
 from pgplan.cost.pricing import Price, Pricer, weakest
 from pgplan.cost.timing import Batch, Parts
 from pgplan.errors import CalibrationError
-from pgplan.hardware import GPU, Calibration, Cluster
+from pgplan.hardware import GPU, Calibration, Cluster, Link
 from pgplan.model.spec import ModelSpec
 
 _Number = TypeVar("_Number", int, float)
@@ -68,14 +68,11 @@ def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], b
     sent = handoff_bytes(
         model, tokens=batch.tokens, tp_size=cluster.tp_size, element_bytes=batch.element_bytes
     )
-    hops = tuple(
-        _exact_s(
-            pricers[cluster.gpus[stage + 1]].handoff(
-                sent, cluster.stage_link(stage), is_own=cluster.link is None
-            )
-        )
-        for stage in range(cluster.pp_size - 1)
-    )
+    arrivals = list(zip(cluster.gpus[1:], stage_links(cluster), strict=True))
+    hop_s = {
+        (gpu, link): _exact_s(pricers[gpu].handoff(sent, link, is_own=cluster.link is None))
+        for gpu, link in dict.fromkeys(arrivals)
+    }
     first = {gpu: _exact(pricer.embedding(batch)) for gpu, pricer in pricers.items()}
     last = {gpu: _exact(pricer.head(batch)) for gpu, pricer in pricers.items()}
     return PhaseTimes(
@@ -86,9 +83,16 @@ def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], b
         },
         first=first,
         last=last,
-        handoff_s=(*hops, 0.0),
+        handoff_s=(*[hop_s[arrival] for arrival in arrivals], 0.0),
         notes=tuple(dict.fromkeys(note for pricer in pricers.values() for note in pricer.notes)),
     )
+
+
+def stage_links(cluster: Cluster) -> list[Link]:
+    """Return the link from each stage to the next; of equal devices it is the same."""
+    pairs = list(pairwise(cluster.gpus))
+    links = {pair: cluster.stage_link(stage) for pair, stage in {p: s for s, p in enumerate(pairs)}.items()}
+    return [links[pair] for pair in pairs]
 
 
 def _exact_s(seconds: float) -> float:
