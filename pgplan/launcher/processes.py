@@ -161,23 +161,7 @@ def start_rank(
             *(end.fileno() for end in sockets.values()),
         ]
         channel.send(job)
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                # -P: the search path is the launcher's own (PYTHONPATH, below), not the working directory.
-                [sys.executable, "-P", "-u", "-m", "pgplan.launcher.worker"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=inherited,
-                start_new_session=True,
-            )
-        try:
-            exit_fd = _exit_fd(process.pid)
-        except OSError:
-            process.kill()
-            process.wait()
-            raise
+        process, exit_fd = _spawn(environment, inherited, log)
         failed.pop_all()
         return RankProcess(
             rank=rank,
@@ -189,6 +173,29 @@ def start_rank(
             stacks_file=stacks_file,
             stacks_done=stacks_done,
         )
+
+
+def _spawn(
+    environment: Mapping[str, str], inherited: Sequence[int], log: Path
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a worker; return its process and the descriptor that tells its end."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            # -P: the search path is the launcher's own (PYTHONPATH, below), not the working directory.
+            [sys.executable, "-P", "-u", "-m", "pgplan.launcher.worker"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=inherited,
+            start_new_session=True,
+        )
+    try:
+        return process, _exit_fd(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _exit_fd(pid: int) -> int:

@@ -181,19 +181,7 @@ def start(
     ('hello you from rank 0 of 1',)
     """
     asked_at = time.monotonic()
-    if not sys.platform.startswith("linux"):
-        raise LaunchError(
-            f"processes are started on Linux only and this is {sys.platform}; plan here, launch there"
-        )
-    module, _, function = entry.partition(":")
-    if not module or not function:
-        raise LaunchError(f"entry is {entry!r}; give 'module:function'")
-    if module == "__main__":
-        raise LaunchError(f"entry is {entry!r}, which no other process can import; write it into a module")
-    if ranks < 1:
-        raise LaunchError(f"ranks is {ranks}; give 1 or more")
-    if timeout is not None and not timeout > 0:
-        raise LaunchError(f"timeout is {timeout} s; give more than 0, or None for no limit")
+    _check(entry, ranks=ranks, timeout=timeout)
     choice = choose_backend(backend, ranks=ranks)
     assignment = Assignment(
         entry=entry,
@@ -216,3 +204,20 @@ def start(
         run.cancel()
         raise
     return run
+
+
+def _check(entry: str, *, ranks: int, timeout: float | None) -> None:
+    """Raise LaunchError for what cannot be launched."""
+    if not sys.platform.startswith("linux"):
+        raise LaunchError(
+            f"processes are started on Linux only and this is {sys.platform}; plan here, launch there"
+        )
+    module, _, function = entry.partition(":")
+    if not module or not function:
+        raise LaunchError(f"entry is {entry!r}; give 'module:function'")
+    if module == "__main__":
+        raise LaunchError(f"entry is {entry!r}, which no other process can import; write it into a module")
+    if ranks < 1:
+        raise LaunchError(f"ranks is {ranks}; give 1 or more")
+    if timeout is not None and not timeout > 0:
+        raise LaunchError(f"timeout is {timeout} s; give more than 0, or None for no limit")

@@ -50,6 +50,18 @@ def hold_to_launcher(lifeline: int) -> None:
     threading.Thread(target=watch, name="pgplan-lifeline", daemon=True).start()
 
 
+def answer_for_stacks(path: Path, done: int) -> None:
+    """Write the stacks of all threads when the launcher asks, also while code in C runs or holds the GIL.
+
+    Once they are written, the chained handler, which is C code as well, tells the launcher through ``done``.
+    """
+    faulthandler.enable()
+    stacks = path.open("w")  # faulthandler keeps it open
+    signal.signal(protocol.STACKS_SIGNAL, lambda number, frame: None)
+    signal.set_wakeup_fd(done, warn_on_full_buffer=False)
+    faulthandler.register(protocol.STACKS_SIGNAL, file=stacks, chain=True)
+
+
 def resolve(entry: str) -> Callable[..., Any]:
     """Import the function that ``"module:function"`` names.
 
@@ -104,13 +116,7 @@ def main() -> int:
     for fd in (control_fd, lifeline, stacks_done, *(int(pair.partition(":")[2]) for pair in pairs if pair)):
         os.set_inheritable(fd, False)
     hold_to_launcher(lifeline)
-    faulthandler.enable()
-    stacks = Path(environment[protocol.STACKS]).open("w")  # noqa: SIM115 - must stay open until the end
-    # Once the stacks are written, the chained handler tells the launcher; it is C code as well, so a rank
-    # that hangs in C or holds the GIL answers too.
-    signal.signal(protocol.STACKS_SIGNAL, lambda number, frame: None)
-    signal.set_wakeup_fd(stacks_done, warn_on_full_buffer=False)
-    faulthandler.register(protocol.STACKS_SIGNAL, file=stacks, chain=True)
+    answer_for_stacks(Path(environment[protocol.STACKS]), stacks_done)
 
     # A duplicate: the descriptor itself stays open until the kernel closes it, so that the launcher sees
     # the end of the conversation only when this process is past every other way to end.
