@@ -47,6 +47,7 @@ class Mesh:
         self._on_parcel = on_parcel
         self.whole = True
         self._epoll = select.epoll()
+        self._most_events = max(1, len(self.links))
         self._by_descriptor = {link.socket.fileno(): link for link in self.links.values()}
         for descriptor in self._by_descriptor:
             self._epoll.register(descriptor, select.EPOLLIN)
@@ -66,7 +67,7 @@ class Mesh:
 
     def pump(self, timeout_s: float) -> None:
         """Take in what arrives, waiting at most ``timeout_s`` for the first of it."""
-        events = self._epoll.poll(0.0)
+        events = self._epoll.poll(0.0, self._most_events)
         if not events and timeout_s > 0.0:
             events = self._await_events(timeout_s)
         for descriptor, _ in events:
@@ -79,9 +80,9 @@ class Mesh:
         asleep_s = time.monotonic() + min(AWAKE_S, timeout_s)
         while time.monotonic() < asleep_s:
             sched_yield()
-            if events := self._epoll.poll(0.0):
+            if events := self._epoll.poll(0.0, self._most_events):
                 return events
-        return self._epoll.poll(max(0.0, timeout_s - AWAKE_S))
+        return self._epoll.poll(max(0.0, timeout_s - AWAKE_S), self._most_events)
 
     def _part(self, link: Link, descriptor: int) -> None:
         """Do without a peer that has left or is lost."""
