@@ -287,10 +287,10 @@ def main() -> None:
             for kind in range(len(model.kinds)):
                 rows += measure(model, kind, ceiling)
                 torch.cuda.empty_cache()
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        found = {"machine": machine(), "ceilings": ceiling, "layers": rows, "attention": kernels}
-        args.out.write_text(json.dumps(found, indent=1))
+                if args.out:  # after each kind: what is measured is kept, whatever ends the run
+                    args.out.parent.mkdir(parents=True, exist_ok=True)
+                    found = {"machine": machine(), "ceilings": ceiling, "layers": rows, "attention": kernels}
+                    args.out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -112,12 +112,16 @@ def layers_table(result: dict[str, Any], row: Row) -> Iterator[str]:
         cells.setdefault((one["model"], one["kind"]), {})[key] = one
     for (model, kind), found in cells.items():
         prefill = found["prefill 2 x 2048"]
-        decode = [found[f"decode 64 x {context}"]["of_ceiling"] for context in (512, 4096)]
-        missed = model == DENSE and (prefill["of_burst_ceiling"] < PRODUCT_GOAL or min(decode) < COPY_GOAL)
+        # A run that was cut short keeps what it has.
+        rows = (found.get(f"decode 64 x {context}") for context in (512, 4096))
+        decode = [one["of_ceiling"] for one in rows if one]
+        missed = model == DENSE and (
+            prefill["of_burst_ceiling"] < PRODUCT_GOAL or min(decode, default=1) < COPY_GOAL
+        )
         yield row(
             f"{model}, {kind}",
             f"{percent(prefill['of_ceiling'])} / {percent(prefill['of_burst_ceiling'])}",
-            " / ".join(map(percent, decode)) + (" **missed**" if missed else ""),
+            (" / ".join(map(percent, decode)) or "-") + (" **missed**" if missed else ""),
         )
 
 

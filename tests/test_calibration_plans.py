@@ -17,7 +17,7 @@ from pgplan.errors import CalibrationError
 from pgplan.hardware.calibration import EndTimes, LayerTimes, LinkTimes
 from pgplan.hardware.interpolation import Curve, Grid
 from pgplan.model import ModelSpec
-from pgplan.verification.grid import ON_GPU
+from pgplan.verification.sizes import ON_GPU
 
 H200 = pg.find_gpu("H200")
 CLUSTER = pg.Cluster.uniform(H200, pp_size=4)
