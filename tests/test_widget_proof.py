@@ -109,4 +109,4 @@ def test_what_gpus_showed_is_told_in_figures_that_people_read():
     assert ("28.1", "28.1") in bars and ("181", "181") in bars and ("15.4", "15.5") in bars
     assert "weights, GiB" in result and "decode, ms" in result
     assert "<td>28.087 GiB</td>" in result
-    assert "<td>15.40 ms</td><td>15.49 ms</td>" in result
+    assert "<td>15.39 ms</td><td>15.49 ms</td>" in result
