@@ -139,7 +139,9 @@ def metadata_table(result: dict[str, Any]) -> Iterator[str]:
             cells.append(f"{faster:.1f}{verdict(faster, goal, least=True) if goal else ''}")
         wanted = " / ".join(f"{goal:g}" if goal else "-" for goal in goals)
         yield row(f"{operation} {size}", *cells, wanted)
-    yield f"\n{result['machine']}, Python {result['versions']['python']}, {result['date']}.\n"
+    about = f"{result['machine']}, Python {result['versions']['python']}, {result['date']}"
+    yield "\nMedians of ratios block by block; their 95 % intervals are in the result file."
+    yield f"{about}.\n"
 
 
 def handoff_table(result: dict[str, Any]) -> Iterator[str]:
