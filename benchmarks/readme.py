@@ -171,7 +171,7 @@ def earlier_handoff_table(result: dict[str, Any]) -> Iterator[str]:
 
 
 def faults_table(result: dict[str, Any]) -> Iterator[str]:
-    yield "Workers on GPUs that fail in a collective, in an earlier state of the launcher: seen by it, all gone,"
+    yield "Workers on GPUs that fail in a collective, in an earlier state of the launcher: seen, all gone,"
     yield "memory free:\n"
     yield from fault_rows(result)
     yield "\nA hang has to be gone 500 ms after the limit, all else 2 s after it was seen (a deaf rank 4 s)."
