@@ -70,7 +70,7 @@ def ruler_state(
     >>> from pgplan import Cluster, plan
     >>> state = ruler_state(plan("llama-3.1-8b", Cluster.uniform("H200", pp_size=2), split="17,15"))
     >>> state["cuts"], state["figures"]["weights"], len(state["frame"]["cells"])
-    ([17], ['7.89', '7.07'], 32)
+    ([17], ['7.92', '7.10'], 32)
     >>> [kind["label"] for kind in state["frame"]["kinds"]]
     ['full attention, dense', 'embedding', 'norm and head']
     """
