@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # It is read when the kernels are imported.
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
+from triton_device import devices, without_gpu
 
 from pgplan.verification import compressed, fused, latent_kernels
 from pgplan.verification.compressed import Tiling
 
-without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-with_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter stands in for a GPU")
-on_a_gpu = pytest.param("cuda", marks=[pytest.mark.gpu, without_gpu])
-devices = pytest.mark.parametrize("device", [pytest.param("cpu", marks=with_gpu), on_a_gpu])
 # Products of 16 bits, shares rounded to 16 bits before they are multiplied, and one rounding of the result.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 RANK, ROPE = 512, 64

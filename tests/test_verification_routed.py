@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
-
-if not torch.cuda.is_available():
-    # It is read when the kernels are imported.
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
+from triton_device import devices, without_gpu
 
 from pgplan.verification import routed
 from pgplan.verification.routed import Tiles, Tiling
 
-without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-with_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter stands in for a GPU")
-on_a_gpu = pytest.param("cuda", marks=[pytest.mark.gpu, without_gpu])
-devices = pytest.mark.parametrize("device", [pytest.param("cpu", marks=with_gpu), on_a_gpu])
 # Two products of 16 bits with a rounding between them.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 TILINGS = [
