@@ -57,10 +57,13 @@ def test_the_first_half_gates_the_second(device: str, rows: int) -> None:
 
 
 @devices
+@pytest.mark.parametrize(("sequences", "length"), [(2, 3), (5, 1)], ids=["prefill", "decode"])
 @pytest.mark.parametrize("size", [64, 96, 128])
-def test_heads_turn_where_they_lie_and_nothing_else_does(device: str, size: int) -> None:
+def test_heads_turn_where_they_lie_and_nothing_else_does(
+    device: str, size: int, sequences: int, length: int
+) -> None:
     dtype = dtype_of(device)
-    sequences, length, heads, rest = 2, 3, 9, 100
+    heads, rest = 9, 100
     flat = torch.randn(sequences * length, heads * 128 + rest, device=device, dtype=dtype)
     beside = flat[:, heads * 128 :].clone()
     x = flat[:, : heads * 128].view(sequences, length, heads, 128)
@@ -72,6 +75,8 @@ def test_heads_turn_where_they_lie_and_nothing_else_does(device: str, size: int)
     found = fused.rotate(x, torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
     assert equal(found, wanted, dtype)
     assert torch.equal(flat[:, heads * 128 :], beside)
+    in_place = device == "cuda" and size in (64, 128)
+    assert (found.data_ptr() == flat.data_ptr()) is in_place, "which way it went: the kernel's, or torch's"
 
 
 @devices

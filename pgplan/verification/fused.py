@@ -101,14 +101,16 @@ def rotate(
 
     size, half = cos.shape[-1], cos.shape[-1] // 2
     kernels = _for(x)
-    even = x.stride(0) == x.shape[1] * x.stride(1) and x.stride(3) == 1
+    sequences, length, heads, _ = x.shape
+    # With one token per sequence, as in decode, the stride of the second dimension may be any number.
+    stride = x.stride(1) if length > 1 else x.stride(0)
+    even = x.stride(0) == length * stride and x.stride(3) == 1
     if kernels is not None and even and half & (half - 1) == 0:
-        sequences, length, heads, _ = x.shape
         grid = (sequences * length, -(-heads // _HEADS_IN_A_BLOCK))
         gains = (norms.query, norms.key) if norms else (x, x)
         kernels.rotate_kernel[grid](
-            x, cos, sin, *gains, length, heads, norms.queries if norms else 0, x.stride(1), x.stride(2),
-            EPSILON, NORMED=norms is not None, HALF=half, HEADS=_HEADS_IN_A_BLOCK,
+            x, cos, sin, *gains, length, heads, norms.queries if norms else 0, stride, x.stride(2), EPSILON,
+            NORMED=norms is not None, HALF=half, HEADS=_HEADS_IN_A_BLOCK,
         )  # fmt: skip
         return x
     if norms is not None:
