@@ -9,6 +9,7 @@ times measured rather than roofline, and the best splits those of this GPU.
     python benchmarks/verify.py --calibration h200.json --shape 4x1 --limit 400
     python benchmarks/verify.py --calibration h200.json --shape 2x1 --share 0/2   # every second case
     python benchmarks/verify.py --calibration h200.json --shape 8x1,4x2,2x4 --models qwen3-235b-a22b
+    python benchmarks/verify.py --quantized --out benchmarks/results/verify/quantized --calibration h200
     python benchmarks/verify.py --faults                      # too big by 1 %, and a worker that is killed
     python benchmarks/verify.py --command --calibration h200.json   # from the command to the report
     python benchmarks/verify.py --summary --calibration h200  # what the documents say together
@@ -20,27 +21,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from recording import save
+from verify_faults import command, faults
 from verify_summary import summarise
 
 import pgplan as pg
-from pgplan.errors import LaunchError
-from pgplan.launcher import Event
 from pgplan.launcher.backends import Backend, visible_gpus
-from pgplan.launcher.run import Run
 from pgplan.planning import Objective
-from pgplan.verification import Verification, verify
+from pgplan.verification import verify
 
 GPU = "H200 SXM 141GB"
 RESULTS = Path(__file__).parent / "results" / "verify"
@@ -70,13 +64,15 @@ class Case:
     split: str
     objective: Objective = "decode"
     layers: int | None = None
+    kv_dtype: str = "auto"
     calibration: str | None = None
 
     @property
     def group(self) -> str:
         """Name what its splits are compared within."""
         short = f"-{self.layers}layers" if self.layers else ""
-        return f"{self.model}{short}-pp{self.pp_size}-tp{self.tp_size}"
+        kv = f"-{self.kv_dtype}-kv" if self.kv_dtype != "auto" else ""
+        return f"{self.model}{short}{kv}-pp{self.pp_size}-tp{self.tp_size}"
 
     @property
     def name(self) -> str:
@@ -92,7 +88,7 @@ class Case:
         return pg.plan(
             model,
             pg.Cluster.uniform(GPU, pp_size=self.pp_size, tp_size=self.tp_size),
-            workload=WORKLOAD,
+            workload=replace(WORKLOAD, kv_dtype=self.kv_dtype),
             split=self.split,
             objective=self.objective,
             calibration=self.calibration,
@@ -123,6 +119,22 @@ def quick_cases(gpus: int, calibration: str | None) -> list[Case]:
             ("gemma-3-27b", 12),
         )
     ]
+
+
+def quantized_cases(calibration: str | None) -> list[Case]:
+    """Return cases with a quantized model of each storage, cut to what two GPUs hold, and with fp8 caches."""
+    return [
+        Case(
+            model=model, pp_size=2, tp_size=1, split="default", layers=layers, kv_dtype=kv_dtype,
+            calibration=calibration,
+        )
+        for model, layers, kv_dtype in (
+            ("devstral-2-123b", 32, "auto"),  # fp8, a scale per tensor
+            ("llama-3.1-8b", None, "fp8"),
+            ("deepseek-v3", 4, "auto"),  # fp8 in blocks, experts in the last layer
+            ("kimi-k2.5", 2, "auto"),  # experts in int4
+        )
+    ]  # fmt: skip
 
 
 def run_case(case: Case, out: Path, *, backend: Backend, timeout_s: float) -> bool:
@@ -163,89 +175,14 @@ def same_split(case: Case, plan: pg.Plan, out: Path) -> str | None:
     return None
 
 
-def save(path: Path, document: dict[str, Any]) -> None:
-    """Write a document beside its place and move it there."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(document, indent=1))
-    part.replace(path)
-
-
-# --- faults and the command ------------------------------------------------------------------------------
-
-
-def faults(gpus: int, out: Path) -> None:
-    """Show that a stage too big by 1 % is named, that a killed worker is, and that nothing is left behind."""
-    case = Case(model="llama-3.1-8b", pp_size=min(4, gpus), tp_size=1, split="default")
-    during: list[list[int]] = []
-    plan = case.plan()
-    before = used_mib()
-    too_big = overfull(plan, stage=plan.pp_size - 1)
-    record = verify(too_big, backend="nccl", timeout=120)
-    found: dict[str, Any] = {
-        "too big by 1 %": record.problems,
-        "used MiB before and after": [before, used_mib()],
-    }
-    runs: list[Run] = []
-    killed_s = [0.0]
-
-    def kill(event: Event) -> None:
-        if event.kind == "phase" and event.text == "decode" and event.rank == 1:
-            during.append(used_mib())
-            os.kill(runs[0].pids[1], signal.SIGKILL)
-            killed_s[0] = time.perf_counter()
-
-    try:
-        verify(plan, backend="nccl", timeout=120, on_event=kill, on_run=runs.append)
-        found["killed"] = ("NO ERROR",)
-    except LaunchError as error:
-        found["killed"] = (str(error),)
-    found["killed: seconds to the error"] = [time.perf_counter() - killed_s[0]]
-    found["killed: used MiB before the kill and after"] = [*during, used_mib()]
-    print(json.dumps(found, indent=1))
-    save(out / "faults.json", found)
-
-
-def overfull(plan: pg.Plan, *, stage: int) -> pg.Plan:
-    """Let one stage hold 1 % of the engine's budget more than there is room for."""
-    planned = plan.stages[stage]
-    more = replace(planned, kv_used_bytes=planned.kv_budget_bytes + planned.budget_bytes // 100)
-    return replace(plan, stages=(*plan.stages[:stage], more, *plan.stages[stage + 1 :]))
-
-
-def used_mib() -> list[int]:
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
-
-
-def command(gpus: int, out: Path, calibration: str | None) -> None:
-    """Time ``pgplan verify`` from the command to the report, and say what the time goes into."""
-    case = Case(
-        model="llama-3.1-70b", pp_size=min(4, gpus), tp_size=1, split="default", calibration=calibration
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        plan, record = Path(folder, "plan.json"), Path(folder, "record.json")
-        plan.write_text(case.plan().to_json())
-        began_s = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "pgplan", "verify", str(plan), "--json", "-o", str(record)],
-            capture_output=True,
-            text=True,
-        )
-        wall_s = time.perf_counter() - began_s
-        print(f"{wall_s:.1f} s from the command to the report, exit code {done.returncode}")
-        print(done.stderr[-2000:])
-        if record.exists():
-            phases = Verification.from_json(record.read_text()).phase_s
-            print(json.dumps(phases, indent=1))
-            save(out / "command.json", {"wall_s": wall_s, "phase_s": phases, "gpus": gpus})
-
-
 def chosen(args: argparse.Namespace, gpus: int) -> list[Case]:
     """Return the cases that were asked for, in the order in which they are to run."""
     shapes = [(int(pp), int(tp)) for pp, tp in (shape.split("x") for shape in args.shape.split(","))]
     cases = all_cases(shapes, args.models.split(","), args.calibration)
     if args.quick:
         cases = quick_cases(gpus, args.calibration)
+    if args.quantized:
+        cases = quantized_cases(args.calibration)
     wanted = [case for case in cases if any(word in case.name for word in args.only.split(","))]
     first, every = map(int, args.share.split("/"))
     # The splits of one model stay together: a best split may be another's.
@@ -281,6 +218,9 @@ def arguments() -> argparse.Namespace:
         "--backend", choices=("nccl", "gloo"), default="nccl", help="gloo: on the CPU, to try"
     )
     parser.add_argument("--quick", action="store_true", help="few layers of each kind of model")
+    parser.add_argument(
+        "--quantized", action="store_true", help="quantized weights and caches, on two GPUs; give --out too"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases and end")
     parser.add_argument("--summary", action="store_true", help="print what the documents say, and end")
     parser.add_argument("--faults", action="store_true", help="run the faults, and end")
@@ -293,13 +233,17 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args, gpus = arguments(), visible_gpus()
+    pp_size = min(4, gpus)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.summary:
         save(args.out / "summary.json", summarise(args.out, args.calibration))
     elif args.faults:
-        faults(gpus, args.out)
+        faults(Case(model="llama-3.1-8b", pp_size=pp_size, tp_size=1, split="default").plan(), args.out)
     elif args.command:
-        command(gpus, args.out, args.calibration)
+        case = Case(
+            model="llama-3.1-70b", pp_size=pp_size, tp_size=1, split="default", calibration=args.calibration
+        )
+        command(case.plan(), args.out)
     elif args.list:
         print(*(case.name for case in chosen(args, gpus)), sep="\n")
     else:

@@ -59,27 +59,17 @@ class Kind:
 class Parcel(NamedTuple):
     """Hold a frame that arrived.
 
-    ``number`` counts per sender and kind, or is what the kind says; ``sent_s`` is on this host's clock.
+    ``number`` counts per sender and kind, or is what the kind says; ``sent_s`` is on this host's clock;
+    ``head`` is the msgpack part or, where that was large, a view of the end of ``body``; ``content_bytes`` is
+    what the message holds here.
     """
 
     kind: int
     number: int
     sent_s: float
-    inline_head: bytes
-    head_bytes: int
+    head: bytes | memoryview
     body: memoryview | None
-
-    @property
-    def head(self) -> bytes | memoryview:
-        """Return the msgpack part, from the frame or, where it was large, from the end of the body."""
-        if self.inline_head or not self.body:
-            return self.inline_head
-        return self.body[len(self.body) - self.head_bytes :]
-
-    @property
-    def content_bytes(self) -> int:
-        """Return how many bytes the message holds here."""
-        return len(self.inline_head) + (len(self.body) if self.body else 0)
+    content_bytes: int
 
 
 class Message:

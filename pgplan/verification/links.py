@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pgplan.distributed.tensor_plane import TensorPlane
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 
     from pgplan.distributed.tensor_collectives import TensorGroup
 
-# Tokens in a hop, each of a hidden state and a residual; bytes of an all-reduce.
+# Tokens in a hop, each of a hidden state and a residual; bytes of an all-reduce, closest where NCCL changes
+# its protocol, from LL to LL128 and on to simple.
 _HOP_TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
-_MESSAGES = (1 << 11, 1 << 13, 1 << 16, 1 << 20, 1 << 23, 1 << 26, 1 << 28)
+_MESSAGES = tuple(1 << power for power in (11, 13, 16, 18, 19, 20, 21, 22, 23, 24, 26, 28))
 _LARGEST_ON_CPU = 1 << 22
-_REPEATS = 20
-# All-reduces in one graph: the time of its launch is shared.
-_IN_A_GRAPH = 10
+_REPEATS, _FEWEST, _BUDGET_S = 50, 5, 0.25
+# All-reduces in one graph, and products between two of them: about as many of ``hidden x hidden`` as a layer
+# that two ranks share has on each.
+_IN_A_GRAPH, _BETWEEN = 5, 4
 
 
 def measure_links(worker: Worker, *, hidden_size: int, dtype: torch.dtype) -> LinkTimes:
@@ -35,7 +38,7 @@ def measure_links(worker: Worker, *, hidden_size: int, dtype: torch.dtype) -> Li
 
     A hop's time is from the sender's output being ready to the receiver having it (``hops``), over the
     slowest edge between neighbouring ranks; a verification times its own hops alike. All-reduces are as this
-    rank saw them, many in one graph.
+    rank saw them, between products.
     """
     with TensorPlane(worker.group, backend=worker.backend or "gloo", device=worker.device) as plane:
         on_gpu = plane.device.type == "cuda"
@@ -51,7 +54,9 @@ def measure_links(worker: Worker, *, hidden_size: int, dtype: torch.dtype) -> Li
         reduces = tuple(
             AllReduceTimes(
                 ranks=ranks,
-                times=_curve(sizes, lambda size, group=group: _all_reduce_s(group, size, dtype)),  # type: ignore[misc]
+                times=_curve(
+                    sizes, partial(_all_reduce_s, group=group, hidden_size=hidden_size, dtype=dtype)
+                ),
             )
             for ranks, group in _groups(worker, plane)
         )
@@ -76,22 +81,47 @@ def _hop_s(place: Place, tokens: int) -> float:
     return place.most(statistics.median(time_hops(place, tokens=tokens) or [0.0]))
 
 
-def _all_reduce_s(group: TensorGroup, size: int, dtype: torch.dtype) -> float:
-    """Return the median seconds of an all-reduce, as it runs in a layer: many in one graph."""
+def _all_reduce_s(size: int, *, group: TensorGroup, hidden_size: int, dtype: torch.dtype) -> float:
+    """Return the seconds that an all-reduce adds to a layer; on a CPU, those of one by itself.
+
+    It is not what it takes when one follows the other. Behind products, which the ranks do not end at the
+    same moment, a small one takes longer; a large one takes less, because a GPU at the limit of its power
+    rests meanwhile and is faster after. So the same products are timed with and without.
+    """
     import torch
 
     device = group.plane.device
+    rows = -(-size // (hidden_size * dtype.itemsize))
     message = torch.zeros(size // dtype.itemsize, dtype=dtype, device=device)
+    if device.type != "cuda":
+        times_s(lambda: group.all_reduce(message), device, repeats=3)
+        return statistics.median(times_s(lambda: group.all_reduce(message), device, repeats=_REPEATS))
+    x = torch.randn((rows, hidden_size), dtype=dtype, device=device)
+    weights = torch.randn((_BETWEEN, hidden_size, hidden_size), dtype=dtype, device=device)
 
-    def several() -> None:
+    def products(*, reduced: bool) -> None:
         for _ in range(_IN_A_GRAPH):
-            group.all_reduce(message)
+            for weight in weights:
+                torch.mm(x, weight)
+            if reduced:
+                group.all_reduce(message)
 
-    run: Callable[[], object] = several
-    if device.type == "cuda":
-        run = capture(several, device).replay
-    times_s(run, device, repeats=3)
-    return statistics.median(times_s(run, device, repeats=_REPEATS)) / _IN_A_GRAPH
+    def timed(*, reduced: bool) -> float:
+        return _settled_s(capture(lambda: products(reduced=reduced), device).replay, group)
+
+    return max(0.0, timed(reduced=True) - timed(reduced=False)) / _IN_A_GRAPH
+
+
+def _settled_s(run: Callable[[], object], group: TensorGroup) -> float:
+    """Return the median seconds of a run, once it has run for a while; all ranks run as often."""
+    import torch
+
+    device = group.plane.device
+    slowest = torch.tensor([min(times_s(run, device, repeats=3))], dtype=torch.float64, device=device)
+    group.all_reduce(slowest, "max")
+    repeats = max(_FEWEST, min(_REPEATS, int(_BUDGET_S / float(slowest))))
+    times_s(run, device, repeats=repeats)
+    return statistics.median(times_s(run, device, repeats=repeats))
 
 
 def _curve(sizes: list[int], seconds: Callable[[int], float]) -> Curve:

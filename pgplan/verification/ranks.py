@@ -223,13 +223,14 @@ class _Rank:
             self._add(check_replays(self.place, [*errors, error], stage.model.dtype))
         decode_s = self.watch.time(decodes[0])
 
-        self._phase("hand-off")
-        handoff_prefill, handoff_decode = map(self.watch.hop, (self.prefill_step, self.decode_step))
-
         self._phase("pipeline")
         self._found.prefill = self._flow("prefill", [prefill], prefill_s, in_flight=self._chunks_in_flight)
         self._found.decode = self._flow("decode", decodes, decode_s, in_flight=self.plan.microbatches)
         process_bytes, context_bytes = self.memory.process_bytes()
+
+        # Memory is read before: a receiver asks for each hop, a way back that no engine has and NCCL opens.
+        self._phase("hand-off")
+        handoff_prefill, handoff_decode = map(self.watch.hop, (self.prefill_step, self.decode_step))
         self._found.stage = StageMeasurement(
             stage=self.place.stage,
             device=self.memory.name,
