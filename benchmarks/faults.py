@@ -175,6 +175,7 @@ def main() -> int:
     parser.add_argument("--backend", choices=["gloo", "nccl"], default="gloo")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--only", default="", help="rows whose name has this in it; several with commas")
     parser.add_argument("--quick", action="store_true", help="two repetitions, short rows")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--budget-s", type=float, default=float("inf"))
@@ -187,6 +188,8 @@ def main() -> int:
     content = {"machine": machine(), "backend": options.backend, "rows": kept.get("rows", {})}
     began, bad = time.monotonic(), 0
     for row in rows(options.backend, options.ranks, quick=options.quick):
+        if not any(word in row.key for word in options.only.split(",")):
+            continue
         done = content["rows"].get(row.key)
         if done is None or done["repetitions"] < min(repetitions, row.at_most):
             if time.monotonic() > began + options.budget_s:
