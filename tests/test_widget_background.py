@@ -53,6 +53,34 @@ def test_what_is_quick_is_shown_at_once(watcher, patience):
     assert (watcher.shown, watcher.waits) == ([7], [])
 
 
+def test_work_like_quick_work_needs_no_thread(watcher, patience, monkeypatch):
+    patience(LONG_S)
+    monkeypatch.setattr("pgplan.widgets.background.QUICK_S", LONG_S)
+    threads = []
+
+    def work(*_):
+        threads.append(threading.current_thread())
+        return len(threads)
+
+    for kind in ("cuts", "cuts", "pp"):
+        watcher.background.run(work, quick=work, like=kind)
+    assert watcher.shown == [1, 2, 3]
+    assert [thread is threading.main_thread() for thread in threads] == [False, True, False]
+    watcher.background.run(work, quick=lambda: _raise(SplitError("no such split")), like="cuts")
+    assert watcher.failed == ["no such split"]
+    # What quick work cannot answer is done as a whole.
+    watcher.background.run(lambda tell: "all", quick=lambda: None, like="cuts")
+    assert watcher.shown[-1] == "all"
+
+
+def test_work_that_was_not_quick_keeps_its_thread(watcher, patience, monkeypatch):
+    patience(LONG_S)
+    monkeypatch.setattr("pgplan.widgets.background.QUICK_S", -1.0)
+    for _ in range(2):
+        watcher.background.run(lambda tell: "slow", quick=lambda: "quick", like="cuts")
+    assert watcher.shown == ["slow", "slow"]
+
+
 def test_an_error_is_told_and_a_mistake_is_raised(watcher, patience):
     patience(LONG_S)
     watcher.background.run(lambda tell: _raise(SplitError("no such split")))

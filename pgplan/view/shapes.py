@@ -36,7 +36,7 @@ def text(
     """
     style = ' font-weight="650"' if bold else ""
     if faint:
-        style += ' opacity=".8"'
+        style += ' fill-opacity=".8"'
     if anchor != "start":
         style += f' text-anchor="{anchor}"'
     if fill != "currentColor":
@@ -91,10 +91,13 @@ def frames(boxes: list[Box], stroke: str) -> str:
 
 
 def lines(path: str, stroke: str, *, width: float = 1.0, dash: str = "", opacity: float = 1.0) -> str:
-    """Return a stroked path."""
+    """Return a stroked path.
+
+    Only the stroke is see-through: an element that is costs a browser a layer of its own in every frame.
+    """
     style = f' stroke-dasharray="{dash}"' if dash else ""
     if opacity < 1:
-        style += f' opacity="{opacity:g}"'
+        style += f' stroke-opacity="{opacity:g}"'
     return f'<path d="{path}" fill="none" stroke="{stroke}" stroke-width="{width:g}"{style}/>' if path else ""
 
 

@@ -37,18 +37,17 @@ class Answer:
     unread_split: str = ""
 
 
+Make = Callable[[], tuple[Choice, tuple[str, ...]]]
+"""Returns a choice, and what else had to move."""
+
+
 def answer(
-    make: Callable[[], tuple[Choice, tuple[str, ...]]],
-    *,
-    field: str,
-    unread_split: str,
-    can_wait: bool,
-    tell: Callable[[Answer], None],
+    make: Make, *, field: str, unread_split: str, can_wait: bool, tell: Callable[[Answer], None]
 ) -> Answer:
     """Plan what ``make`` chooses.
 
     Args:
-        make: Returns the choice, and what else had to move.
+        make: Returns the choice.
         field: What was edited.
         unread_split: A split that could not be used so far.
         can_wait: Whether what helps may be found out later, when the user rests.
@@ -57,17 +56,27 @@ def answer(
     Raises:
         PgplanError: If it cannot be planned.
     """
-    choice, moves = make()
-    choice, plan, left = planned(choice, unread_split)
-    scene = Scene(choice=choice, plan=plan, is_studied=False)
-    found = Answer(scene=scene, moves=moves, field=field, unread_split=left)
-    if plan.fits and can_wait:
+    found = _first_answer(make, field, unread_split)
+    if found.scene.plan.fits and can_wait:
         return found
-    found = replace(found, scene=study(choice, plan))
-    if not plan.fits:
+    found = replace(found, scene=study(found.scene.choice, found.scene.plan))
+    if not found.scene.plan.fits:
         tell(found)
         found = replace(found, scene=with_advice(found.scene))
     return found
+
+
+def quick_answer(make: Make, *, field: str, unread_split: str) -> Answer | None:
+    """Return the answer that can wait for what helps; ``None`` where advice is needed, as nothing fits."""
+    found = _first_answer(make, field, unread_split)
+    return found if found.scene.plan.fits else None
+
+
+def _first_answer(make: Make, field: str, unread_split: str) -> Answer:
+    choice, moves = make()
+    choice, plan, left = planned(choice, unread_split)
+    scene = Scene(choice=choice, plan=plan, is_studied=False)
+    return Answer(scene=scene, moves=moves, field=field, unread_split=left)
 
 
 def with_advice(scene: Scene) -> Scene:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -12,6 +14,9 @@ from pgplan.errors import PgplanError
 
 # How long a user is kept waiting without a word.
 PATIENCE_S = 0.5
+# What took no longer is not worth a thread, whose two changes of hands take a millisecond, on a busy machine
+# several; and work like it does not take a user's patience next time.
+QUICK_S = 0.02
 
 _T = TypeVar("_T")
 
@@ -39,13 +44,29 @@ class Background(Generic[_T]):
         self._show, self._fail, self._wait = show, fail, wait
         self._lock = threading.RLock()
         self._job: _Job[_T] | None = None
+        self._took_s: dict[Hashable, float] = {}
 
-    def run(self, work: Callable[[Callable[[_T], None]], _T]) -> None:
+    def run(
+        self,
+        work: Callable[[Callable[[_T], None]], _T],
+        *,
+        quick: Callable[[], _T | None] | None = None,
+        like: Hashable = None,
+    ) -> None:
         """Do ``work``, which is given a function that takes an interim result.
 
         What ends in time is shown before this returns; its errors beyond ``PgplanError`` are raised.
+
+        Args:
+            work: What is to be done.
+            quick: The same without what may take long, done in this very thread where work like it was quick
+                last time; it returns ``None`` where that does not do.
+            like: What work is alike by.
         """
         self.cancel()
+        is_quick = self._took_s.get(like, math.inf) <= QUICK_S
+        if quick is not None and is_quick and self._is_done(quick, like):
+            return
         job = self._job = _Job(work, self._late, self._lock)
         job.thread.start()
         job.ready.wait(PATIENCE_S)
@@ -53,11 +74,26 @@ class Background(Generic[_T]):
             job.is_late = not job.ready.is_set()
             if not job.is_late:
                 self._job = None
+                self._took_s[like] = job.took_s
                 self._settle(job)
             elif job.interim:
                 self._show(job.interim.pop())
         if job.is_late:
             self._wait(True)
+
+    def _is_done(self, quick: Callable[[], _T | None], like: Hashable) -> bool:
+        """Try to do some work here and show what it gives; tell whether that was all of it."""
+        begun_s = time.perf_counter()
+        try:
+            result = quick()
+        except PgplanError as error:
+            self._fail(error)
+            return True
+        finally:
+            self._took_s[like] = time.perf_counter() - begun_s
+        if result is not None:
+            self._show(result)
+        return result is not None
 
     @property
     def is_busy(self) -> bool:
@@ -105,6 +141,7 @@ class _Job(Generic[_T]):
         self._work, self._late, self._lock = work, late, lock
         self.ready = threading.Event()
         self.is_late = False
+        self.took_s = math.inf
         self.interim: list[_T] = []
         self.results: list[_T] = []
         self.error: Exception | None = None
@@ -112,12 +149,14 @@ class _Job(Generic[_T]):
 
     def _run(self) -> None:
         with suppress(Cancelled):
+            begun_s = time.perf_counter()
             try:
                 self.results.append(self._work(self._tell))
             except Cancelled:
                 raise
             except Exception as error:
                 self.error = error
+            self.took_s = time.perf_counter() - begun_s
             with self._lock:
                 self.ready.set()
                 if self.is_late:

@@ -111,6 +111,17 @@ class Board:
             min_width="0",
         )
 
+    @property
+    def followed(self) -> tuple[W.Widget, ...]:
+        """Return what the eye follows, and what a user sets."""
+        live = [each for each in (self.picture.live, self.ruler) if each is not None]
+        return (*live, self.picture.plain, *self.stages.pins)
+
+    @property
+    def told(self) -> tuple[W.Widget, ...]:
+        """Return what can be read a frame later."""
+        return (self.sentence, self.status, self.tab, *self.buttons.values())
+
     # --- drawing --------------------------------------------------------------------------------------
 
     def draw(self, scene: Scene, *, can_undo: bool, can_redo: bool) -> None:

@@ -8,7 +8,7 @@ in full before the assignment returns. It runs in every front end that has ipywi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from pgplan.model.spec import ModelSpec
 from pgplan.planning import Objective, Plan
 from pgplan.verification import Verification
 from pgplan.view import plan_html
-from pgplan.widgets.answers import Answer, answer, recognised, with_advice
+from pgplan.widgets.answers import Answer, Make, answer, quick_answer, recognised, with_advice
 from pgplan.widgets.background import Background
-from pgplan.widgets.choice import Choice, Known, first_choice
+from pgplan.widgets.choice import Known, first_choice
 from pgplan.widgets.edits import edit
 from pgplan.widgets.files import text_of
 from pgplan.widgets.history import Entry, History
@@ -173,7 +173,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
             self._work.cancel()
             self._rest.stop()
             self._snapshot.stop()
-            self.board.close()
+            self._screen.close()
         for widget in list(parts_of(self)):
             if widget is not self:
                 widget.close()
@@ -213,22 +213,23 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
     def _go(self, where: str) -> None:
         {"undo": self.undo, "redo": self.redo, "reset": self.reset, "verify": self.verify}[where]()
 
-    def _run(
-        self, field: str, make: Callable[[], tuple[Choice, tuple[str, ...]]], *, value: Any = None
-    ) -> None:
+    def _run(self, field: str, make: Make, *, value: Any = None) -> None:
         """Plan what ``make`` returns, beside the planner if it takes long; advice may follow later."""
         self._asked = field
         if field == "split":
             self._typed = str(value)
         unread, can_wait = self._unread_split, is_page_asking()
+        choice = self._scene.choice
         self._work.run(
-            lambda tell: answer(make, field=field, unread_split=unread, can_wait=can_wait, tell=tell)
+            lambda tell: answer(make, field=field, unread_split=unread, can_wait=can_wait, tell=tell),
+            quick=lambda: quick_answer(make, field=field, unread_split=unread) if can_wait else None,
+            like=(field, choice.base.name, choice.engine, choice.objective),
         )
 
     def _complete(self) -> None:
         """Add what was put off until the user rests: what helps, then the rest of the board."""
         if self._scene.is_studied or self._work.is_busy:
-            self.board.complete(self._scene)
+            self._screen.complete(self._scene)
         else:
             scene = self._scene
             self._asked = "rest"
@@ -239,7 +240,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         scene, moves = found.scene, found.moves
         if found.field == "rest":
             self._scene = replace(scene, reference=self._scene.reference, proof=self._scene.proof)
-            self.board.complete(self._scene)
+            self._screen.complete(self._scene)
             return
         self._unread_split = found.unread_split
         self._known = self._known.plus(scene.choice)

@@ -205,10 +205,10 @@ class Drawing {
 
   drawCells(elements, cells, stage, { state }) {
     elements.forEach((element, index) => {
-      const { kind, layer, left, width } = cells[index];
+      const { kind, layer, width } = cells[index];
       const { label, words } = state.kinds[kind];
       const name = layer === null ? `${label} on stage ${stage}` : `layer ${layer}, ${label}`;
-      write(element, { left: `${left}px`, width: `${width}px`, title: `${name}: ${words}` });
+      write(element, { width: `${width}px`, title: `${name}: ${words}` });
       // A cut moves cells; how they look is the same as long as the frame is.
       if (element.kind !== state.kinds[kind]) write(element, look(state.kinds[kind]));
       element.kind = state.kinds[kind];

@@ -22,13 +22,16 @@ class Stages:
     Args:
         step: Called with the stage and +1 or -1.
         pin: Called with the stages that are pinned.
+
+    Attributes:
+        pins: The buttons that pin, of every stage that there was so far.
     """
 
     def __init__(self, *, step: Callable[[int, int], None], pin: Callable[[list[int]], None]) -> None:
         self._step, self._pin = step, pin
         self._layout = W.Layout(width="auto", height="24px")
         self._cells: list[W.Widget] = []
-        self._pins: list[W.Widget] = []
+        self.pins: list[W.Widget] = []
         self._is_drawing = False
         self._scene: Scene | None = None
         self._row = row(name="stages")
@@ -64,8 +67,8 @@ class Stages:
             self._add(len(self._cells))
         for stage, count in enumerate(plan.split):
             is_pinned = stage in pinned
-            self._pins[stage].description = f"stage {stage}: {count}{' pinned' if is_pinned else ''}"
-            self._pins[stage].value = is_pinned
+            self.pins[stage].description = f"stage {stage}: {count}{' pinned' if is_pinned else ''}"
+            self.pins[stage].value = is_pinned
         shown = tuple(self._cells[: plan.pp_size])
         if self._row.children != shown:
             self._row.children = shown
@@ -87,7 +90,7 @@ class Stages:
         minus.on_click(lambda _: self._step(stage, -1))
         plus.on_click(lambda _: self._step(stage, 1))
         pin.observe(lambda _: self._toggled(), names="value")
-        self._pins.append(pin)
+        self.pins.append(pin)
         self._cells.append(W.HBox([minus, pin, plus], layout=self._layout))
 
     def close(self) -> None:
@@ -104,4 +107,4 @@ class Stages:
     def _toggled(self) -> None:
         if not self._is_drawing:
             shown = len(self._row.children)
-            self._pin([stage for stage in range(shown) if self._pins[stage].value])
+            self._pin([stage for stage in range(shown) if self.pins[stage].value])
