@@ -1,14 +1,17 @@
 """Set pgplan's throughput beside what vLLM 0.24 reached on four H200s, and fit the engine's share of a step.
 
-A plan's times are the GPU's. vLLM's host prepares every step as well: inputs, block tables, launch, sampled
-tokens. One term stands for that, ``host_s`` per stage and step. A worker prepares a step while the GPU still
-computes the one before, so of the two the slower sets the pace: a stage takes max(t_i + hop_i, host_s). It
-hides behind the steps of a large model and rules those of a small one.
+A plan's times are the GPU's. vLLM's host works for every step as well: takes in the sampled tokens,
+schedules, tells the workers, prepares inputs. One term stands for that, ``host_s`` per step, and it acts in
+two ways. A microbatch begins its next step only when the host has taken in the last one, so ``host_s`` lies
+between two rounds of the same microbatch; and the host does one step after the other, so no more than one
+begins per ``host_s``. With m microbatches a round takes
+
+    max(sum of (t_i + hop_i) + host_s, m * max(t_i + hop_i, host_s))
 
 The recorded figures are of whole calls: prompts are prefilled first, and the pipeline fills and drains once.
 
-``host_s`` is fitted on the run named in FITTED_ON and checked on those others where it acts; where the GPU's
-steps are longer it says nothing. Besides, every model is left out of a fit to all the others in turn.
+``host_s`` is fitted on the decode runs of the model named in FITTED_ON, whose steps it rules, and checked on
+those of the others. Besides, every model is left out of a fit to all the others in turn.
 
     python benchmarks/golden_vllm.py                          # tier roofline
     python benchmarks/golden_vllm.py --calibration h200.json  # tier calibrated or measured
@@ -29,8 +32,8 @@ import pgplan as pg
 
 DATA = Path(__file__).parent / "data" / "vllm_h200.json"
 RESULT = Path(__file__).parent / "results" / "golden_vllm.json"
-# One run of a small model, whose steps are the host's.
-FITTED_ON = ("qwen3-8b, decode, 256 x 32",)
+# The smallest: its stages wait for the host most of the time.
+FITTED_ON = "qwen3-8b"
 OUTPUT_TOKENS = 256
 
 
@@ -82,8 +85,8 @@ class Run:
         prefill_s = sum(stages) + (chunks - 1) * max(stages)
         if self.phase == "prefill":
             return self.requests * self.prompt / prefill_s
-        stages = [max(stage.decode_s + stage.decode_handoff_s, host_s) for stage in plan.stages]
-        round_s = max(sum(stages), plan.microbatches * max(stages))
+        stages = [stage.decode_s + stage.decode_handoff_s for stage in plan.stages]
+        round_s = max(sum(stages) + host_s, plan.microbatches * max(*stages, host_s))
         # The first token comes with the prefill.
         return self.requests * OUTPUT_TOKENS / (prefill_s + (OUTPUT_TOKENS - 1) * round_s)
 
@@ -111,17 +114,15 @@ def main() -> None:
     data = json.loads(DATA.read_text())
     runs = [Run.of(row, args.calibration) for row in data["runs"]]
     decode = [run for run in runs if run.phase == "decode"]
-    host_s = fit([run for run in decode if run.name in FITTED_ON])
+    host_s = fit([run for run in decode if run.model == FITTED_ON])
     print(data["what"])
-    print(f"host_s = {host_s * 1e3:.2f} ms per stage and step, fitted on decode of {', '.join(FITTED_ON)}\n")
+    print(f"host_s = {host_s * 1e3:.2f} ms per step, fitted on the decode runs of {FITTED_ON}\n")
     print(f"{'run':36} {'tier':10} {'reached':>9} {'GPU alone':>10} {'':>8} {'with host':>10} {'':>8}")
     sheet = {run.name: run.predicted() for run in (Run.of(row, None) for row in data["runs"])}
     rows = []
     for run in runs:
         host = 0.0 if run.phase == "prefill" else host_s
-        role = "fitted" if run.name in FITTED_ON else "checked"
-        if run.predicted(host) == run.predicted():
-            role = ""  # the host's work hides behind the GPU's
+        role = "" if run.phase == "prefill" else "fitted" if run.model == FITTED_ON else "checked"
         print(
             f"{run.name:36} {run.plan.tier:10} {run.tokens_per_s:9,.0f} {run.predicted():10,.0f} "
             f"{100 * run.miss():+7.1f}% {run.predicted(host):10,.0f} {100 * run.miss(host):+7.1f}% {role}"

@@ -12,7 +12,7 @@ from pgplan.cost.communication import all_reduce_s, handoff_bytes, handoff_s
 from pgplan.cost.pipeline import flow
 from pgplan.cost.rates import Rates
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes, rank_shape
-from pgplan.cost.timing import Batch, experts_touched, layer_time
+from pgplan.cost.timing import Batch, experts_touched, layer_time, layer_work, product_work
 from pgplan.errors import DivisibilityError
 from pgplan.hardware import own_link
 from pgplan.model.spec import LayerSpec, Weight
@@ -128,6 +128,44 @@ def test_a_layer_is_timed_within_the_stated_error(
     parts = layer_time(LLAMA_70B, LLAMA_70B.kinds[0], batch, Rates.roofline(H200), tp_size=1)
     # The rates were read off these very measurements, so they agree better than the stated 25 %.
     assert sum(seconds for _, seconds in parts) == pytest.approx(measured_s, rel=0.12)
+
+
+@pytest.mark.parametrize("depth", [2048, 8192])
+def test_a_product_of_little_depth_is_dearer_per_operation(depth: int) -> None:
+    batch = Batch(
+        tokens=4096, sequences=2, context=1024, cached=0, decode=False, element_bytes=2, kv_element_bytes=2
+    )
+    work = product_work(weight(cols=depth), LLAMA_70B.kinds[0], batch, tp_size=1)
+    # Four stages of 64 are filled and emptied beside what is multiplied.
+    assert work.operations == 2 * 4096 * 1024 * (depth + 256)
+
+
+@pytest.mark.parametrize(
+    ("window", "context", "sequences", "expected"),
+    [
+        (None, 1024, 2, "attention"),  # two whole prompts of 2048
+        (4096, 1024, 2, "attention"),  # as wide as they are long: no window at all
+        (1024, 1024, 2, "masked_attention"),
+        (None, 3072, 1, "masked_attention"),  # the second half of a prompt
+    ],
+)
+def test_a_chunk_is_masked_by_a_window_and_by_what_is_cached_before_it(
+    window: int | None, context: float, sequences: int, expected: str
+) -> None:
+    spec = LLAMA_70B.kinds[0].attention
+    assert spec is not None
+    layer = replace(LLAMA_70B.kinds[0], attention=replace(spec, window=window))
+    batch = Batch(
+        tokens=4096,
+        sequences=sequences,
+        context=context,
+        cached=context,
+        decode=False,
+        element_bytes=2,
+        kv_element_bytes=2,
+    )
+    found = [work for work in layer_work(LLAMA_70B, layer, batch, tp_size=1) if work.part == "attention"]
+    assert [work.computing for work in found] == [expected]
 
 
 def test_experts_touched_saturate() -> None:

@@ -17,7 +17,7 @@ from pgplan.model.spec import ModelSpec
 
 Tier = Literal["roofline", "calibrated", "measured"]
 # The classes of operations and of streams, as ``Efficiencies`` names them.
-Computing = Literal["product", "experts", "attention", "latent"]
+Computing = Literal["product", "experts", "attention", "masked_attention", "latent"]
 Streaming = Literal["weights", "expert_weights", "cache", "latent_cache", "copy"]
 
 # How far stage times may be off, as a fraction. Dense layers were measured on H200s within a quarter. Stages
@@ -90,6 +90,7 @@ class Rates:
                 product=product,
                 experts=product * _GROUPED_OF_MATMUL,
                 attention=product * _ATTENTION_OF_MATMUL,
+                masked_attention=product * _ATTENTION_OF_MATMUL,
                 latent=product * _ATTENTION_OF_MATMUL,
                 weights=weights,
                 expert_weights=weights,

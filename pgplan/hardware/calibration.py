@@ -18,7 +18,7 @@ from pgplan.errors import CalibrationError, HardwareError, PlanError
 from pgplan.hardware.gpu import find_gpu
 from pgplan.hardware.interpolation import Curve, Grid
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +92,9 @@ class Efficiencies:
     """Hold what share of the data sheet each class of operations reaches.
 
     Args:
-        product, experts, attention, latent: Of the matmul rate: matrix products, those of routed experts,
-            fused causal attention, decode attention in the latent space of MLA.
+        product, experts, attention, masked_attention, latent: Of the matmul rate: matrix products, those of
+            routed experts, fused causal attention, the same with a window or with tokens in the cache before
+            it, decode attention in the latent space of MLA.
         weights, expert_weights, cache, latent_cache, copy: Of the memory bandwidth: reading weights, those
             of routed experts, the KV cache, MLA's; element-wise kernels.
         decode_kernel_s: The shortest time of a kernel in a decode step.
@@ -103,6 +104,7 @@ class Efficiencies:
     product: float
     experts: float
     attention: float
+    masked_attention: float
     latent: float
     weights: float
     expert_weights: float
