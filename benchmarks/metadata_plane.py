@@ -4,16 +4,19 @@
 
 Every worker holds one group of each implementation and goes through the same operations in blocks: a block is
 one repetition of each, one after the other, each block in another order, so that whatever else the machine
-does falls on all of them alike. Each repetition begins at a barrier, and whoever is done with it sleeps, so
-that those who are not have the cores. The clock is the host's monotonic one, which all processes share:
+does falls on all of them alike. Each repetition begins at a gate, and whoever is done with it sleeps, so that
+those who are not have the cores. The gate is bare sockets, not the barrier of an implementation: code that
+has just run in a process runs faster again, and no implementation may have that for itself. The clock is the
+host's monotonic one, which all processes share:
 
     create      first rank's start -> last rank's end (socket pairs exist before the workers do)
-    barrier     last start -> last end of ten in a row, divided by ten: the ranks leave the barrier that
+    barrier     last start -> last end of ten in a row, divided by ten: the ranks leave the gate that
                 begins it at different moments, and nobody can be done before the last one has come
     bcast       start of the source -> end of the last receiver
     bcast_read  the same, each receiver having touched every page of what it received
     asleep      bcast, the source having rested until all receivers sleep: mostly the kernel that wakes them
-    nothing     as bcast, but nothing is done: what leaving the barrier takes, and is part of every bcast
+    nothing     as bcast, but nothing is done: what leaving the gate takes, and is part of every bcast
+    bare        as bcast of 100 B, but by ``send`` and ``recv`` on the gate's sockets: what the kernel takes
     all_gather  first start -> last end; of 100 B, as for barrier
     round_trip  rank 0 sends to rank 1 and gets it back; of 100 B, as for barrier
 
@@ -43,6 +46,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+from gate import Gate  # noqa: E402
 from peers import vllm_stateless  # noqa: E402
 from recording import interval, save  # noqa: E402
 
@@ -113,6 +117,7 @@ def plan_of(ranks: int, scale: float) -> list[tuple[str, str, Operation, int, in
         ("round_trip", "100 B", in_a_row(round_trip), SIZES["100 B"], times(60)),
         ("asleep", "100 B", broadcast, SIZES["100 B"], times(60)),
         ("nothing", "", lambda group, obj: None, 0, times(60)),
+        ("bare", "100 B", lambda gate, obj: gate.broadcast(obj), SIZES["100 B"], times(60)),
         ("bcast", "1 MiB", broadcast, SIZES["1 MiB"], times(30)),
         ("all_gather", "1 MiB", all_gather, SIZES["1 MiB"], times(15)),
         ("round_trip", "1 MiB", round_trip, SIZES["1 MiB"], times(30)),
@@ -140,49 +145,45 @@ def elapsed_s(operation: str, size_name: str, spans: list[tuple[float, float]]) 
 
 def worker(job: dict[str, Any]) -> None:
     """Make one group per implementation, go through the plan, and let rank 0 print all times."""
-    sync = StatelessProcessGroup.from_environment()
-    groups, created = make_groups(sync, job)
-    measured = [(("create", "", sync.world_size), created)]
-    for operation, size_name, function, size_bytes, repetitions in plan_of(sync.world_size, job["scale"]):
+    gate = Gate()
+    groups, created = make_groups(gate, job)
+    measured = [(("create", "", gate.world_size), created)]
+    for operation, size_name, function, size_bytes, repetitions in plan_of(gate.world_size, job["scale"]):
         obj = payload(size_bytes)
         taken: dict[str, list[float]] = {name: [] for name in groups}
         order = random.Random(repetitions)  # the same on every rank
-        rest_s = SETTLE_S * sync.world_size if operation == "asleep" and sync.rank == 0 else 0.0
+        rest_s = SETTLE_S * gate.world_size if operation == "asleep" and gate.rank == 0 else 0.0
         for block in range(repetitions + 1):
             for name in order.sample(list(groups), len(groups)):
-                spans = timed(sync, functools.partial(function, groups[name], obj), rest_s=rest_s)
-                if block:  # the first one warms up
+                work = functools.partial(function, gate if operation == "bare" else groups[name], obj)
+                spans = timed(gate, work, rest_s=rest_s)
+                if block and spans:  # the first one warms up
                     taken[name].append(elapsed_s(operation, size_name, spans))
                 if name == VLLM:
                     vllm_stateless.free(groups[name])
-        measured.append(((operation, size_name, sync.world_size), taken))
-    if sync.rank == 0:
+        measured.append(((operation, size_name, gate.world_size), taken))
+    if gate.rank == 0:
         print(json.dumps(measured))
-    sync.barrier(timeout=600)
+    gate.pass_through()
     for name, group in groups.items():
         if name != VLLM:
             group.close()
-    sync.close()
 
 
-def timed(
-    sync: StatelessProcessGroup, work: Callable[[], Any], *, rest_s: float = 0.0
-) -> list[tuple[float, float]]:
-    """Return when each rank started and ended ``work``, begun together or after a rest."""
-    sync.barrier(timeout=600)
+def timed(gate: Gate, work: Callable[[], Any], *, rest_s: float = 0.0) -> list[tuple[float, float]]:
+    """Return, at rank 0, when each rank started and ended ``work``, begun together or after a rest."""
+    gate.pass_through()
     time.sleep(rest_s)
     start_s = time.monotonic()
     work()
     end_s = time.monotonic()
-    time.sleep(SETTLE_S * sync.world_size)
-    return sync.all_gather_obj((start_s, end_s))
+    time.sleep(SETTLE_S * gate.world_size)
+    return gate.gather(start_s, end_s)
 
 
-def make_groups(
-    sync: StatelessProcessGroup, job: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def make_groups(gate: Gate, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Return the groups, and how long making each took."""
-    rank, ranks = sync.rank, sync.world_size
+    rank, ranks = gate.rank, gate.world_size
     listeners = {name: socket.socket(fileno=fd) for name, fd in job["listeners"].items()} if rank == 0 else {}
     ours = {int(peer): socket.socket(fileno=fd) for peer, fd in job["sockets"][rank].items()}
     makers: dict[str, Callable[[], Any]] = {
@@ -209,8 +210,8 @@ def make_groups(
     groups: dict[str, Any] = {}
     created = {}
     for name, make in makers.items():
-        spans = timed(sync, functools.partial(build, groups, name, make))
-        created[name] = [elapsed_s("create", "", spans)]
+        spans = timed(gate, functools.partial(build, groups, name, make))
+        created[name] = [elapsed_s("create", "", spans)] if spans else []
     return groups, created
 
 

@@ -354,7 +354,7 @@ def kept(groups: list[Any]) -> int:
     if hasattr(groups[0], "store"):
         return int(groups[0].store.num_keys()) - 1  # TCPStore's own
     links = [link for group in groups for link in group._mesh.links.values()]
-    waiting = sum(len(parcels) for link in links for parcels in link.inbox._parcels)
+    waiting = sum(len(parcels) for link in links for parcels in link.inbox)
     return waiting + sum(link.undelivered_bytes() for link in links)
 
 

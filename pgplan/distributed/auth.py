@@ -14,7 +14,6 @@ import hmac
 import os
 import secrets
 import stat
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -90,7 +89,7 @@ class Seal:
         """Return how long the signature of a frame is: a tag, and the digest of a body if there is one."""
         return _TAG_BYTES + (_DIGEST_BYTES if body_bytes else 0)
 
-    def sign(self, prologue: bytes, digest: bytes) -> bytes:
+    def sign(self, prologue: bytes, digest: bytes = b"") -> bytes:
         """Return the signature of the next frame sent: the body's digest, if any, and the tag."""
         tag = _tag(self._sending, self._sent, prologue, digest)
         self._sent += 1
@@ -112,9 +111,7 @@ class Seal:
 
 def _tag(keyed: hashlib.blake2b, counter: int, prologue: bytes, digest: bytes) -> bytes:
     mac = keyed.copy()
-    mac.update(struct.pack("!Q", counter))
-    mac.update(prologue)
-    mac.update(digest)
+    mac.update(counter.to_bytes(8, "big") + prologue + digest)
     return mac.digest()
 
 

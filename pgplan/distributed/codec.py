@@ -20,33 +20,27 @@ import msgpack
 
 from pgplan.distributed.decoding import Decoder
 from pgplan.distributed.extensions import MAX_DEPTH, Ext, class_name, is_registered, take_apart
-from pgplan.distributed.wire import ALIGNMENT
+from pgplan.distributed.wire import ALIGNMENT, INLINE_BYTES
 from pgplan.errors import MessageError
 
 # Arrays up to this size ride in the head: a buffer of their own would cost more than the copy.
 INLINE_ARRAY_BYTES = 512
 NOTHING = msgpack.packb(None)
 
+_RAW = (bytes, bytearray)
 _CONTAINERS: dict[type, int] = {tuple: Ext.TUPLE, set: Ext.SET, frozenset: Ext.FROZENSET}
 
 
 def encode(
     obj: object, *, allow_pickle: bool = False, inline_bytes: int = INLINE_ARRAY_BYTES
 ) -> tuple[bytes, list[memoryview]]:
-    """Return ``obj`` as a msgpack head and the buffers of over ``inline_bytes`` it refers to, uncopied.
-
-    Raises:
-        MessageError: ``obj`` holds something that is not data, or is nested deeper than the limit.
+    """Return ``obj`` as a msgpack head and the buffers it refers to, as ``Encoder.encode`` does.
 
     >>> head, buffers = encode({"split": (19, 21), "tied": True})
     >>> decode(head), buffers
     ({'split': (19, 21), 'tied': True}, [])
     """
-    encoder = _Encoder(allow_pickle=allow_pickle, inline_bytes=inline_bytes)
-    if isinstance(obj, bytes | bytearray) and len(obj) > inline_bytes:
-        # msgpack would copy it through its own buffer twice.
-        obj = encoder.out_of_band(Ext.BUFFER, memoryview(obj))
-    return encoder.pack(obj), encoder.buffers
+    return Encoder(allow_pickle=allow_pickle).encode(obj, inline_bytes=inline_bytes)
 
 
 def decode(
@@ -55,18 +49,12 @@ def decode(
     """Return the object that :func:`encode` turned into ``head`` and ``body``.
 
     Raises:
-        MessageError: The message is malformed, nested too deeply, refers outside its body, names a class
-            that is not registered here, or holds a pickle while pickles are not allowed.
+        MessageError: As ``Decoder.decode``.
     """
-    try:
-        return Decoder(body, allow_pickle=allow_pickle).unpack(head)
-    except MessageError:
-        raise
-    except Exception as error:  # whatever a malformed message provokes, its reader learns one thing
-        raise MessageError(f"a message cannot be decoded: {type(error).__name__}: {error}") from error
+    return Decoder(body, allow_pickle=allow_pickle).decode(head)
 
 
-def join(heads: Sequence[bytes]) -> bytes:
+def join(heads: Sequence[bytes | memoryview]) -> bytes:
     """Return one head that holds a list of what the given heads hold, none of which has buffers.
 
     >>> decode(join([encode("a")[0], encode((1, 2))[0]]))
@@ -92,34 +80,45 @@ def part(joined: bytes | memoryview) -> list[bytes]:
     return heads
 
 
-class _Encoder:
-    """Collect the buffers of one message while msgpack walks it."""
+class Encoder:
+    """Encode one message after the other."""
 
-    __slots__ = ("_allow_pickle", "_depth", "_inline_bytes", "_offset", "buffers")
-
-    def __init__(self, *, allow_pickle: bool, inline_bytes: int) -> None:
-        self.buffers: list[memoryview] = []
-        self._offset = 0
-        self._depth = 0
+    def __init__(self, *, allow_pickle: bool) -> None:
         self._allow_pickle = allow_pickle
-        self._inline_bytes = inline_bytes
+        self._packer = self._new_packer()
 
-    def pack(self, obj: object) -> bytes:
-        """Return the head, or the content of an extension type."""
+    def encode(
+        self, obj: object, *, inline_bytes: int = INLINE_ARRAY_BYTES
+    ) -> tuple[bytes, list[memoryview]]:
+        """Return ``obj`` as a msgpack head and the buffers of over ``inline_bytes`` it refers to, uncopied.
+
+        Raises:
+            MessageError: ``obj`` holds something that is not data, or is nested deeper than the limit.
+        """
+        self._inline_bytes, self._offset, self._depth = inline_bytes, 0, 0
+        self._buffers: list[memoryview] = []
+        if isinstance(obj, _RAW) and len(obj) > inline_bytes:
+            # msgpack would copy it through its own buffer twice.
+            obj = self._out_of_band(Ext.BUFFER, memoryview(obj))
         try:
-            packed: bytes = msgpack.packb(
-                obj, default=self._default, strict_types=True, unicode_errors="surrogatepass"
-            )
+            head: bytes = self._packer.pack(obj)
         except ValueError as error:  # msgpack's own recursion limit, or a buffer beyond 4 GiB
             raise MessageError(f"a message cannot be encoded: {error}") from error
-        return packed
+        finally:
+            buffers, self._buffers = self._buffers, []
+        if len(head) > INLINE_BYTES:  # a packer keeps the room that its largest message took
+            self._packer = self._new_packer()
+        return head, buffers
 
-    def out_of_band(self, code: int, raw: memoryview, *description: object) -> msgpack.ExtType:
+    def _new_packer(self) -> msgpack.Packer:
+        return msgpack.Packer(default=self._default, strict_types=True, unicode_errors="surrogatepass")
+
+    def _out_of_band(self, code: int, raw: memoryview, *description: object) -> msgpack.ExtType:
         """Describe ``raw``, and keep it as a buffer unless it is small."""
         if raw.nbytes <= self._inline_bytes:
             return self._nested(code, [*description, bytes(raw)])
         offset = self._offset + -self._offset % ALIGNMENT
-        self.buffers.append(raw)
+        self._buffers.append(raw)
         self._offset = offset + raw.nbytes
         return self._nested(code, [*description, [offset, raw.nbytes]])
 
@@ -127,7 +126,7 @@ class _Encoder:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise MessageError(f"a message may nest {MAX_DEPTH} containers deep; give a flatter object")
-        packed = self.pack(content)
+        packed = self._new_packer().pack(content)  # the other one is in use
         self._depth -= 1
         return msgpack.ExtType(code, packed)
 
@@ -163,7 +162,7 @@ class _Encoder:
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         shape, descr = array.shape, numpy.lib.format.dtype_to_descr(array.dtype)
         flat = numpy.ascontiguousarray(array.T if order == "F" else array).reshape(-1)
-        return self.out_of_band(code, memoryview(flat.view(numpy.uint8)), descr, shape, order)
+        return self._out_of_band(code, memoryview(flat.view(numpy.uint8)), descr, shape, order)
 
     def _torch(self, torch: Any, obj: Any) -> msgpack.ExtType | None:
         if isinstance(obj, torch.Tensor):
@@ -171,7 +170,7 @@ class _Encoder:
                 raise MessageError(f"a tensor of layout {obj.layout} on {obj.device} does not travel as data")
             flat = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
             raw = memoryview(flat.view(torch.uint8).numpy())
-            return self.out_of_band(Ext.TENSOR, raw, str(obj.dtype).removeprefix("torch."), tuple(obj.shape))
+            return self._out_of_band(Ext.TENSOR, raw, str(obj.dtype).removeprefix("torch."), tuple(obj.shape))
         for name in ("dtype", "device", "Size"):
             if isinstance(obj, getattr(torch, name)):
                 value = list(obj) if name == "Size" else str(obj).removeprefix("torch.")

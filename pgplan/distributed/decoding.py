@@ -14,7 +14,7 @@ from pgplan.errors import MessageError
 
 
 class Decoder:
-    """Rebuild the objects of one message."""
+    """Rebuild the objects of messages that have the same body, or none."""
 
     __slots__ = ("_allow_pickle", "_body", "_depth")
 
@@ -23,16 +23,26 @@ class Decoder:
         self._depth = 0
         self._allow_pickle = allow_pickle
 
-    def unpack(self, packed: bytes | bytearray | memoryview) -> Any:
-        """Return the object in a head, or in the content of an extension type."""
-        self._depth += 1
-        if self._depth > MAX_DEPTH + 1:
+    def decode(self, packed: bytes | bytearray | memoryview) -> Any:
+        """Return the object in a head, or in the content of an extension type.
+
+        Raises:
+            MessageError: The message is malformed, nested too deeply, refers outside its body, names a class
+                that is not registered here, or holds a pickle while pickles are not allowed.
+        """
+        if self._depth > MAX_DEPTH:
             raise MessageError(f"a message may nest {MAX_DEPTH} containers deep, and this one nests deeper")
-        obj = msgpack.unpackb(
-            packed, ext_hook=self._rebuild, strict_map_key=False, unicode_errors="surrogatepass"
-        )
-        self._depth -= 1
-        return obj
+        self._depth += 1
+        try:
+            return msgpack.unpackb(
+                packed, ext_hook=self._rebuild, strict_map_key=False, unicode_errors="surrogatepass"
+            )
+        except MessageError:
+            raise
+        except Exception as error:  # whatever a malformed message provokes, its reader learns one thing
+            raise MessageError(f"a message cannot be decoded: {type(error).__name__}: {error}") from error
+        finally:
+            self._depth -= 1
 
     def _rebuild(self, code: int, packed: bytes) -> Any:
         if code == Ext.INT:
@@ -43,7 +53,7 @@ class Decoder:
             return pickle.loads(packed)
         if code not in _REBUILD:
             raise MessageError(f"a message holds the unknown extension type {code}")
-        return _REBUILD[code](self, self.unpack(packed))
+        return _REBUILD[code](self, self.decode(packed))
 
     def raw(self, where: Any) -> memoryview:
         """Return the writable bytes that a description refers to, in the head or in the body."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgplan.distributed import codec
-from pgplan.distributed.link import Inbox, Link
+from pgplan.distributed.decoding import Decoder
+from pgplan.distributed.incoming import Inbox
+from pgplan.distributed.link import Link
 from pgplan.distributed.mesh import Mesh, name_ranks
 from pgplan.distributed.wire import OVERHEAD_BYTES, Kind, Message, Parcel
 from pgplan.errors import GroupError, GroupTimeoutError, MessageError, PeerLostError
@@ -41,6 +43,10 @@ class Exchange:
     def __init__(self, mesh: Mesh, limits: Limits) -> None:
         self.mesh, self._limits = mesh, limits
         self._own = Inbox()
+        self._inboxes = {mesh.rank: self._own} | {rank: link.inbox for rank, link in mesh.links.items()}
+        self._encoder = codec.Encoder(allow_pickle=limits.allow_pickle)
+        self._decoder = Decoder(None, allow_pickle=limits.allow_pickle)
+        self._posted = [0] * Kind.ARRIVED
         self._expire_next_s = 0.0
         self._schedule_expiry()
 
@@ -50,7 +56,7 @@ class Exchange:
         self, kind: int, obj: object, *, readers: int = 1, inline_bytes: int = codec.INLINE_ARRAY_BYTES
     ) -> Message:
         """Return ``obj`` as a message within the limit, arrays up to ``inline_bytes`` in its head."""
-        head, buffers = codec.encode(obj, allow_pickle=self._limits.allow_pickle, inline_bytes=inline_bytes)
+        head, buffers = self._encoder.encode(obj, inline_bytes=inline_bytes)
         message = Message(kind, head, buffers, readers=readers)
         if message.size_bytes > self._limits.max_message_bytes:
             raise MessageError(
@@ -64,16 +70,19 @@ class Exchange:
         """Send a message to some ranks; of a broadcast's readers, those that have left are passed over."""
         if time.monotonic() >= self._expire_next_s:
             self.expire()
+        message.number = self._posted[message.kind]
+        self._posted[message.kind] += 1
+        frame = b"" if message.body_bytes else message.prologue(in_file=False)
         links, limit_bytes = self.mesh.links, self._limits.max_unread_bytes
         try:
             for rank in ranks:
                 if rank == self.mesh.rank:
-                    self._own.put(message.parcel())
+                    self._own[message.kind].append(message.parcel())
                     continue
                 link = links[rank]
                 if link.unread_bytes >= limit_bytes:
                     self._wait_for_room(link)
-                if not link.send(message):
+                if not link.send(message, frame):
                     self._cannot_send(message, link)
         finally:
             message.close()
@@ -109,16 +118,18 @@ class Exchange:
 
     def take_parcel(self, kind: int, src: int) -> Parcel:
         """Return the next message of this kind from ``src``, still encoded."""
-        inbox = self._inbox(src)
-        if not inbox.has(kind):
+        parcels, link, mesh = self._inboxes[src][kind], self.mesh.links.get(src), self.mesh
+        if not parcels and link is not None and mesh.whole:
+            mesh.hear(link)  # it may be there already
+        if not parcels:
             deadline_s = time.monotonic() + self._limits.store_timeout
-            if self.mesh.whole:  # then what comes first is, most often, what is waited for
-                self.mesh.pump(self._limits.store_timeout)
-            if not inbox.has(kind):
+            if mesh.whole:  # then what comes first is, most often, what is waited for
+                mesh.pump(self._limits.store_timeout)
+            if not parcels:
                 self._wait_for(kind, [src], deadline_s)
-        parcel = inbox.take(kind)
-        if src != self.mesh.rank:
-            self.mesh.links[src].read(parcel.content_bytes + OVERHEAD_BYTES)
+        parcel = parcels.popleft()
+        if link is not None:
+            link.read(parcel.content_bytes + OVERHEAD_BYTES)
         age_s = time.monotonic() - parcel.sent_s
         if age_s > self._limits.data_expiration_seconds:
             raise MessageError(
@@ -129,8 +140,9 @@ class Exchange:
 
     def open(self, head: bytes | memoryview, body: memoryview | None, src: int) -> Any:
         """Return the object that a message from ``src`` holds."""
+        decoder = Decoder(body, allow_pickle=self._limits.allow_pickle) if body else self._decoder
         try:
-            return codec.decode(head, body, allow_pickle=self._limits.allow_pickle)
+            return decoder.decode(head)
         except MessageError as error:
             raise MessageError(f"from rank {src}: {error}") from error
 
@@ -139,14 +151,15 @@ class Exchange:
         self._wait_for(kind, ranks, time.monotonic() + self._limits.store_timeout)
 
     def _wait_for(self, kind: int, ranks: Sequence[int], deadline_s: float) -> None:
-        silent = [r for r in ranks if not self._inbox(r).has(kind)]
+        inboxes = self._inboxes
+        silent = [r for r in ranks if not inboxes[r][kind]]
         if not silent:
             return
         me, links = self.mesh.rank, self.mesh.links
         what = _WHAT.get(kind, "its part of a gathering")
 
         def heard_or_left() -> bool:
-            while silent and self._inbox(silent[-1]).has(kind):
+            while silent and inboxes[silent[-1]][kind]:
                 silent.pop()
             return not silent or any(links[r].left for r in silent if r != me)
 
@@ -157,7 +170,7 @@ class Exchange:
         )
         if not silent:
             return
-        silent = [r for r in silent if not self._inbox(r).has(kind)]
+        silent = [r for r in silent if not inboxes[r][kind]]
         if left := [r for r in silent if r != me and links[r].left]:
             raise PeerLostError(
                 f"{name_ranks(left)} left the group; rank {me} was waiting for {what} from there"
@@ -167,9 +180,6 @@ class Exchange:
                 f"rank {me} waited {self._limits.store_timeout:g} s for {what} from {name_ranks(silent)}; "
                 "look at the log there, or give the group a longer store_timeout"
             )
-
-    def _inbox(self, rank: int) -> Inbox:
-        return self._own if rank == self.mesh.rank else self.mesh.links[rank].inbox
 
     # Forgetting ----------------------------------------------------------------------------------------
 

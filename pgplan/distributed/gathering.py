@@ -18,10 +18,10 @@ from pgplan.errors import MessageError
 _SMALL_BYTES = 16 << 10
 
 
-def all_gather(exchange: Exchange, obj: object, *, world_size: int) -> list[Any]:
+def all_gather(exchange: Exchange, obj: object) -> list[Any]:
     """Return every rank's object, in order of ranks."""
-    me = exchange.mesh.rank
-    others = [r for r in range(world_size) if r != me]
+    me, others = exchange.mesh.rank, exchange.mesh.others
+    world_size = len(others) + 1
     message = exchange.message(Kind.GATHER, obj, readers=len(others), inline_bytes=_SMALL_BYTES)
     if world_size > 2 and not message.body_bytes and message.head_bytes <= _SMALL_BYTES:
         direct, objects = _through_hub(exchange, message, others)
@@ -46,7 +46,7 @@ def _through_hub(exchange: Exchange, mine: Message, others: list[int]) -> tuple[
         joined: bytes | memoryview = parcel.head
     else:
         exchange.wait_for(Kind.GATHER, others)
-        heads = [mine.head, *(exchange.take_parcel(Kind.GATHER, r).inline_head for r in others)]
+        heads = [mine.head, *(exchange.take_parcel(Kind.GATHER, r).head for r in others)]
         direct = [rank for rank, head in enumerate(heads) if not head]
         joined = codec.join([codec.encode(direct)[0], *(head or codec.NOTHING for head in heads)])
         exchange.post(Message(Kind.GATHERED, joined, readers=len(others)), others)

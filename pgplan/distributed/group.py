@@ -184,8 +184,9 @@ class StatelessProcessGroup(Membership, TensorsAsObjects):
             PeerLostError: The reader has left or is gone.
             GroupTimeoutError: ``max_unread_bytes`` lie unread at the reader and stayed so.
         """
-        self._check_open()
-        self._exchange.post(self._exchange.message(Kind.OBJECT, obj), [self._checked(dst, "dst")])
+        if dst not in self._ranks:
+            self._refuse("dst", dst)
+        self._exchange.post(self._exchange.message(Kind.OBJECT, obj), [dst])
 
     def recv_obj(self, src: int) -> Any:
         """Return the next object that ``src`` sent to this rank with ``send_obj``.
@@ -195,25 +196,27 @@ class StatelessProcessGroup(Membership, TensorsAsObjects):
             PeerLostError: A peer is gone, or ``src`` has left and everything it sent is read.
             MessageError: The message cannot be read, or expired unread; the next one can be received.
         """
-        self._check_open()
-        return self._exchange.take(Kind.OBJECT, self._checked(src, "src"))
+        if src not in self._ranks:
+            self._refuse("src", src)
+        return self._exchange.take(Kind.OBJECT, src)
 
     def broadcast_obj(self, obj: object | None, src: int) -> Any:
         """Return on every rank the object that ``src`` gives; the others' argument is ignored.
 
         The source does not wait for its readers.
         """
-        self._check_open()
-        if self._checked(src, "src") != self.rank:
+        if src not in self._ranks:
+            self._refuse("src", src)
+        if src != self.rank:
             return self._exchange.take(Kind.BROADCAST, src)
-        others = [r for r in range(self.world_size) if r != self.rank]
+        others = self._mesh.others
         self._exchange.post(self._exchange.message(Kind.BROADCAST, obj, readers=len(others)), others)
         return obj
 
     def all_gather_obj(self, obj: object) -> list[Any]:
         """Return every rank's object, in order of ranks, on every rank."""
         self._check_open()
-        return all_gather(self._exchange, obj, world_size=self.world_size)
+        return all_gather(self._exchange, obj)
 
     def barrier(self, timeout: float = 30.0) -> None:
         """Wait until every rank that has not left has come to this barrier.

@@ -17,8 +17,10 @@ from pgplan.distributed.wire import (
     BODY_IN_FILE,
     HEAD_IN_BODY,
     HEADER,
+    HEADER_BYTES,
     INLINE_BYTES,
     MAGIC,
+    Kind,
     Parcel,
 )
 from pgplan.errors import MessageError
@@ -30,6 +32,29 @@ _READ_BYTES = 64 << 10
 # Plain integers: socket's own flags are enumerations, slow to combine.
 _CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+# What a named tuple's own constructor calls; that one is Python code and takes as long as a small message.
+_new_tuple = tuple.__new__
+
+
+class Inbox(list[deque[Parcel]]):
+    """Keep what one rank sent until it is read: a queue per kind."""
+
+    def __init__(self) -> None:
+        super().__init__(deque() for _ in range(Kind.ARRIVED))
+
+    def empty_before(self, sent_s: float) -> int:
+        """Free the contents of what was sent before ``sent_s`` and return how many bytes that freed.
+
+        The empty parcels stay, so that their readers learn what happened.
+        """
+        freed_bytes = 0
+        for parcels in self:
+            for index, parcel in enumerate(parcels):
+                if parcel.sent_s >= sent_s:
+                    break
+                freed_bytes += parcel.content_bytes
+                parcels[index] = parcel._replace(head=b"", body=None, content_bytes=0)
+        return freed_bytes
 
 
 class Incoming:
@@ -42,14 +67,15 @@ class Incoming:
     def __init__(
         self,
         sock: socket.socket,
+        inbox: Inbox,
         *,
         max_message_bytes: int,
         seal: Seal | None = None,
         clock_offset_s: float = 0.0,
     ) -> None:
         self.ended: str | None = None
-        self._socket = sock
-        self._passes_files = sock.family == socket.AF_UNIX
+        self._socket, self._inbox = sock, inbox
+        self._descriptor_space = _DESCRIPTOR_SPACE if sock.family == socket.AF_UNIX else 0
         self._max_bytes = max_message_bytes
         self._seal = seal
         self._clock_offset_s = clock_offset_s
@@ -61,39 +87,38 @@ class Incoming:
         self._filled_bytes = 0
 
     def receive(self) -> list[Parcel]:
-        """Return the frames that have arrived; note the end of the connection in ``ended``.
+        """Put the objects that have arrived into the inbox and return the frames that are none.
+
+        Notes the end of the connection in ``ended``.
 
         A peer that breaks the protocol or sends more than the limit is not listened to any more.
         """
-        parcels: list[Parcel] = []
+        business: list[Parcel] = []
         more = self.ended is None
         while more:
             try:
-                more = self._fill(parcels) if self._partial is not None else self._read(parcels)
+                if self._partial is not None:
+                    more = self._fill(business)
+                    continue
+                data, ancillary, flags, _ = self._socket.recvmsg(
+                    _READ_BYTES, self._descriptor_space, _CLOSE_ON_EXEC
+                )
+                if ancillary or flags & _TRUNCATED:
+                    self._keep_files(ancillary, flags)
+                if not data:
+                    self.ended = "its connection closed without a goodbye"
+                    break
+                self._unparsed = self._parse(self._unparsed + data if self._unparsed else data, business)
+                more = len(data) == _READ_BYTES or self._partial is not None
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
                 more, self.ended = False, f"its connection broke ({error.strerror})"
             except MessageError as error:
                 more, self.ended = False, f"it sent what cannot be trusted: {error}"
-        return parcels
+        return business
 
-    def _read(self, parcels: list[Parcel]) -> bool:
-        """Read frames and return whether there may be more to read."""
-        if self._passes_files:
-            data, ancillary, flags, _ = self._socket.recvmsg(_READ_BYTES, _DESCRIPTOR_SPACE, _CLOSE_ON_EXEC)
-            if ancillary or flags & _TRUNCATED:
-                self._keep_files(ancillary, flags)
-        else:
-            data = self._socket.recv(_READ_BYTES)
-        if not data:
-            self.ended = "its connection closed without a goodbye"
-            return False
-        full = len(data) == _READ_BYTES
-        self._unparsed = self._parse(self._unparsed + data if self._unparsed else data, parcels)
-        return full or self._partial is not None
-
-    def _fill(self, parcels: list[Parcel]) -> bool:
+    def _fill(self, business: list[Parcel]) -> bool:
         """Read on into the body of a frame under way and return whether there may be more to read."""
         parcel = self._partial
         if parcel is None or parcel.body is None:
@@ -103,7 +128,7 @@ class Incoming:
             self.ended = "its connection closed in the middle of a message"
             return False
         self._filled_bytes += received
-        return self._finish(parcel, parcels)
+        return self._finish(parcel, business)
 
     def _keep_files(self, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
         for _, _, content in ancillary:
@@ -113,34 +138,38 @@ class Incoming:
         if flags & _TRUNCATED:
             raise MessageError("its memory file was lost, as this process has no descriptor left")
 
-    def _parse(self, data: bytes, parcels: list[Parcel]) -> bytes:
-        """Append the frames at the start of ``data`` and return what is left of it."""
+    def _parse(self, data: bytes, business: list[Parcel]) -> bytes:
+        """Deliver the frames at the start of ``data`` and return what is left of it."""
         start, seal = 0, self._seal
-        while len(data) - start >= HEADER.size:
+        while len(data) - start >= HEADER_BYTES:
             magic, kind, flags, head_bytes, body_bytes, number, sent_s = HEADER.unpack_from(data, start)
             inline_bytes = 0 if flags & HEAD_IN_BODY else head_bytes
             if magic != MAGIC or inline_bytes > INLINE_BYTES or inline_bytes + body_bytes > self._max_bytes:
                 raise MessageError(self._complaint(magic, inline_bytes, body_bytes))
-            head_start = start + HEADER.size
-            head_stop = stop = head_start + inline_bytes
-            if seal is not None:
-                stop += seal.signature_bytes(body_bytes)
+            head_start = start + HEADER_BYTES
+            head_stop = head_start + inline_bytes
+            stop = head_stop if seal is None else head_stop + seal.signature_bytes(body_bytes)
             if stop > len(data):
                 break
             if seal is not None:
                 self._digest = seal.check(data[start:head_stop], data[head_stop:stop])
-            body = self._body(flags, head_bytes, body_bytes) if body_bytes else None
+            head: bytes | memoryview = data[head_start:head_stop]
+            body = None
+            if body_bytes:
+                body = self._body(flags, head_bytes, body_bytes)
+                if flags & HEAD_IN_BODY:
+                    head = body[body_bytes - head_bytes :]
             sent_s -= self._clock_offset_s
-            parcel = Parcel(kind, number, sent_s, data[head_start:head_stop], head_bytes, body)
+            parcel = _new_tuple(Parcel, (kind, number, sent_s, head, body, inline_bytes + body_bytes))
             start = stop
             if body is None or flags & BODY_IN_FILE:
-                parcels.append(parcel)
+                (self._inbox[kind] if kind < Kind.ARRIVED else business).append(parcel)
                 continue
             here = data[start : start + body_bytes]
             body[: len(here)] = here
             self._filled_bytes = len(here)
             start += len(here)
-            if not self._finish(parcel, parcels):
+            if not self._finish(parcel, business):
                 break
         return data[start:]
 
@@ -162,15 +191,15 @@ class Incoming:
             raise MessageError("a frame speaks of a memory file that did not come with it")
         return open_file(self._descriptors.popleft(), body_bytes)
 
-    def _finish(self, parcel: Parcel, parcels: list[Parcel]) -> bool:
-        """Append the frame if its body is whole; keep it as the one under way otherwise."""
+    def _finish(self, parcel: Parcel, business: list[Parcel]) -> bool:
+        """Deliver the frame if its body is whole; keep it as the one under way otherwise."""
         if parcel.body is not None and self._filled_bytes < len(parcel.body):
             self._partial = parcel
             return False
         self._partial = None
         if self._seal is not None and parcel.body is not None:
             self._seal.check_body(parcel.body, self._digest)
-        parcels.append(parcel)
+        (self._inbox[parcel.kind] if parcel.kind < Kind.ARRIVED else business).append(parcel)
         return True
 
     def close(self) -> None:

@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 import socket
-from collections import deque
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pgplan.distributed.incoming import Incoming
+from pgplan.distributed.incoming import Inbox, Incoming
 from pgplan.distributed.outgoing import Outgoing
-from pgplan.distributed.wire import Kind, Message, Parcel
+from pgplan.distributed.wire import HEADER, MAGIC, Kind, Message, Parcel
 
 if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
 
 # A reader tells its sender each time it has read this much; far below any sensible bound on unread bytes.
 _CREDIT_BYTES = 1 << 20
-
-
-class Inbox:
-    """Keep what one rank sent until it is read: in order, per kind."""
-
-    def __init__(self) -> None:
-        self._parcels: list[deque[Parcel]] = [deque() for _ in range(Kind.ARRIVED)]
-
-    def put(self, parcel: Parcel) -> None:
-        """Add what has arrived."""
-        self._parcels[parcel.kind].append(parcel)
-
-    def has(self, kind: int) -> bool:
-        """Return whether something of this kind waits to be read."""
-        return bool(self._parcels[kind])
-
-    def take(self, kind: int) -> Parcel:
-        """Return the oldest of this kind."""
-        return self._parcels[kind].popleft()
-
-    def empty_before(self, sent_s: float) -> int:
-        """Free the contents of what was sent before ``sent_s`` and return how many bytes that freed.
-
-        The empty parcels stay, so that their readers learn what happened.
-        """
-        freed_bytes = 0
-        for parcels in self._parcels:
-            for index, parcel in enumerate(parcels):
-                if parcel.sent_s >= sent_s:
-                    break
-                freed_bytes += parcel.content_bytes
-                parcels[index] = parcel._replace(inline_head=b"", head_bytes=0, body=None)
-        return freed_bytes
 
 
 class Link:
@@ -80,35 +47,40 @@ class Link:
         self._read_bytes = 0
         self._outgoing = Outgoing(sock, seal=seal)
         self._incoming = Incoming(
-            sock, max_message_bytes=max_message_bytes, seal=seal, clock_offset_s=clock_offset_s
+            sock, self.inbox, max_message_bytes=max_message_bytes, seal=seal, clock_offset_s=clock_offset_s
         )
 
-    def send(self, message: Message) -> bool:
-        """Send an object's message without waiting for its reader; return whether the peer can have it."""
+    def send(self, message: Message, frame: bytes = b"") -> bool:
+        """Send an object's message without waiting for its reader; return whether the peer can have it.
+
+        Args:
+            message: The message.
+            frame: All of it, where it has no body and was made once for all readers.
+        """
         if self.left:
             return False
         self.unread_bytes += message.charge_bytes
-        return self._outgoing.send(message)
+        if message.body_bytes:
+            return self._outgoing.send(message)
+        return self._outgoing.put(frame or message.prologue(in_file=False))
 
     def tell(self, kind: int, number: int = 0, content: bytes = b"") -> None:
         """Send a frame of the group's own business; a peer that has gone does not mind."""
-        self._outgoing.tell(kind, number, content)
+        header = HEADER.pack(MAGIC, kind, 0, len(content), 0, number, time.monotonic())
+        self._outgoing.put(header + content)
 
     def receive(self, on_business: Callable[[int, Parcel], None]) -> bool:
-        """Keep the objects that have arrived and return whether more may come.
+        """Take in what has arrived, objects to the inbox, and return whether more may come.
 
         Args:
             on_business: Told this peer's rank and every frame that concerns the whole group.
         """
         for parcel in self._incoming.receive():
-            kind = parcel.kind
-            if kind < Kind.ARRIVED:
-                self.inbox.put(parcel)
-            elif kind < Kind.CREDIT:
+            if parcel.kind < Kind.CREDIT:
                 on_business(self.rank, parcel)
-            elif kind == Kind.CREDIT:
+            elif parcel.kind == Kind.CREDIT:
                 self.unread_bytes -= parcel.number
-            elif kind == Kind.GOODBYE:
+            elif parcel.kind == Kind.GOODBYE:
                 self._part(bytes(parcel.head).decode(errors="replace"))
         if self._incoming.ended and not self.left:
             self.lost = self.lost or self._incoming.ended

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from pgplan.distributed.barrier import Barriers
 from pgplan.distributed.exchange import Exchange, Limits
@@ -44,6 +44,7 @@ class Membership:
         for peer, parcel in early:
             barriers.note(peer, parcel)
         self._closed = False
+        self._ranks = range(world_size)  # that can be named to this group: none once it is closed
         self._finalizer = weakref.finalize(self, self._mesh.leave)
         self._finalizer.atexit = False  # the mesh sees to that itself, and knows why the program ends
 
@@ -77,7 +78,7 @@ class Membership:
         """
         if self._closed:
             return
-        self._closed = self._finalizer.detach() is not None
+        self._end()
         if short := self._mesh.leave(linger_s=self.store_timeout):
             raise GroupTimeoutError(
                 f"rank {self.rank} left after {self.store_timeout:g} s with messages that found no room at "
@@ -93,7 +94,7 @@ class Membership:
         if kind is None:
             self.close()
         elif not self._closed:
-            self._closed = self._finalizer.detach() is not None
+            self._end()
             # The others' waits shall end with the reason, not pass as if this rank were done.
             self._mesh.leave(f"it left after {kind.__name__}: {error}")
 
@@ -101,11 +102,14 @@ class Membership:
         state = ", closed" if self._closed else ""
         return f"{type(self).__name__}(rank={self.rank}, world_size={self.world_size}{state})"
 
+    def _end(self) -> None:
+        self._closed, self._ranks = self._finalizer.detach() is not None, range(0)
+
     def _check_open(self) -> None:
         if self._closed:
             raise GroupError(f"rank {self.rank} has closed this group; make another one")
 
-    def _checked(self, rank: int, name: str) -> int:
-        if not 0 <= rank < self.world_size:
-            raise GroupError(f"{name} must be a rank from 0 to {self.world_size - 1}, but is {rank}")
-        return rank
+    def _refuse(self, name: str, rank: int) -> NoReturn:
+        """Raise GroupError, as ``rank``, the argument of this name, is none of an open group's."""
+        self._check_open()
+        raise GroupError(f"{name} must be a rank from 0 to {self.world_size - 1}, but is {rank}")

@@ -31,6 +31,7 @@ class Mesh:
     """Hold the links of one rank to its peers and wait on them.
 
     Attributes:
+        others: The ranks of all peers the group began with, in order.
         whole: Whether every peer is still there, as far as known: none has left, none is lost.
 
     Args:
@@ -51,6 +52,7 @@ class Mesh:
         self._by_descriptor = {link.socket.fileno(): link for link in self.links.values()}
         for descriptor in self._by_descriptor:
             self._epoll.register(descriptor, select.EPOLLIN)
+        self.others = sorted(links)
         self._present = sorted([rank, *links])
         _open.add(self)
 
@@ -71,9 +73,12 @@ class Mesh:
         if not events and timeout_s > 0.0:
             events = self._await_events(timeout_s)
         for descriptor, _ in events:
-            link = self._by_descriptor[descriptor]
-            if not link.receive(self._on_parcel):
-                self._part(link, descriptor)
+            self.hear(self._by_descriptor[descriptor])
+
+    def hear(self, link: Link) -> None:
+        """Take in what has arrived from one peer, without waiting."""
+        if not link.receive(self._on_parcel):
+            self._part(link)
 
     def _await_events(self, timeout_s: float) -> list[tuple[int, int]]:
         """Wait for events: awake for a moment, giving the core to whoever wants it, then asleep."""
@@ -84,13 +89,13 @@ class Mesh:
                 return events
         return self._epoll.poll(max(0.0, timeout_s - AWAKE_S), self._most_events)
 
-    def _part(self, link: Link, descriptor: int) -> None:
+    def _part(self, link: Link) -> None:
         """Do without a peer that has left or is lost."""
         self.whole = False
         if link.left and link.rank in self._present:
             self._present = [r for r in self._present if r != link.rank]
         if link.ended:
-            self._epoll.unregister(descriptor)
+            self._epoll.unregister(link.socket)
 
     def wait(self, done: Callable[[], bool], *, doing: Callable[[], str], deadline_s: float) -> bool:
         """Pump until ``done()`` or the deadline (on the monotonic clock); return whether it is done.

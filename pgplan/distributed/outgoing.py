@@ -20,7 +20,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pgplan.distributed.wire import HEADER, MAGIC, Message
+from pgplan.distributed.wire import Message
 
 if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
@@ -51,40 +51,30 @@ class Outgoing:
         self._lock = threading.Lock()
         self._queue: deque[tuple[memoryview, int | None]] = deque()
         self._thread: threading.Thread | None = None
-        self._counts: dict[int, int] = {}
 
     def send(self, message: Message) -> bool:
-        """Send a message, or queue what the socket has no room for; its number counts those of its kind.
+        """Send a message, or queue what the socket has no room for.
 
         Its buffers may change as soon as this returns. Returns whether the connection still stands.
         """
-        if not message.body_bytes:
-            return self.tell(message.kind, None, message.head)
         descriptor = message.descriptor() if self._passes_files and message.suits_file else None
         body = message.parts() if descriptor is None else []
         with self._lock:
             if self.broken:
                 return False
-            number = self._counts[message.kind] = self._counts.get(message.kind, -1) + 1
-            prologue = message.prologue(number, in_file=descriptor is not None)
+            prologue = message.prologue(in_file=descriptor is not None)
             if self._seal is not None:
                 prologue += self._seal.sign(prologue, message.digest())
             self._write(prologue, message, body, descriptor)
             return self.broken is None
 
-    def tell(self, kind: int, number: int | None, head: bytes) -> bool:
-        """Send a message that is all head, as ``send`` does: the way of nearly every frame, kept short.
-
-        Without a number it counts the messages of its kind.
-        """
+    def put(self, frame: bytes) -> bool:
+        """Send header and head of a message that has no body: the way of nearly every frame, kept short."""
         with self._lock:
             if self.broken:
                 return False
-            if number is None:
-                number = self._counts[kind] = self._counts.get(kind, -1) + 1
-            frame = HEADER.pack(MAGIC, kind, 0, len(head), 0, number, time.monotonic()) + head
             if self._seal is not None:
-                frame += self._seal.sign(frame, b"")
+                frame += self._seal.sign(frame)
             sent = 0
             if not self._queue:
                 try:

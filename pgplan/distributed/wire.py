@@ -18,6 +18,7 @@ from pgplan.distributed.memory_files import sealed_file
 
 # magic, kind, flags, head bytes, body bytes, number, sender's monotonic clock in seconds.
 HEADER = struct.Struct("!2sBBIQQd")
+HEADER_BYTES = HEADER.size
 MAGIC = b"pg"
 HEAD_IN_BODY = 1
 BODY_IN_FILE = 2
@@ -90,13 +91,15 @@ class Message:
         "head",
         "head_bytes",
         "kind",
+        "number",
         "readers",
+        "size_bytes",
     )
 
     def __init__(
         self, kind: int, head: bytes = b"", buffers: Sequence[memoryview] = (), *, readers: int = 1
     ) -> None:
-        self.kind, self.readers = kind, readers
+        self.kind, self.number, self.readers = kind, 0, readers
         self.head, self.head_bytes, self.flags = head, len(head), 0
         self.body_bytes = 0
         self._parts: list[bytes | memoryview] = []
@@ -105,7 +108,8 @@ class Message:
         if len(head) > INLINE_BYTES:
             self.head, self.flags = b"", HEAD_IN_BODY
             self._append(head)
-        # What the message counts for at its reader until it is read.
+        # How many bytes travel, the header aside, and what they count for at a reader until they are read.
+        self.size_bytes = len(self.head) + self.body_bytes
         self.charge_bytes = self.size_bytes + OVERHEAD_BYTES
         self._descriptor: int | None = None
         self._digest: bytes | None = None
@@ -118,21 +122,16 @@ class Message:
         self.body_bytes += padding + len(buffer)
 
     @property
-    def size_bytes(self) -> int:
-        """Return how many bytes travel, the header aside."""
-        return len(self.head) + self.body_bytes
-
-    @property
     def suits_file(self) -> bool:
         """Return whether a memory file is the cheaper way for the body, where there is a choice."""
         readers_suit = self.readers >= _FILE_READERS and self.body_bytes > INLINE_BYTES
         return readers_suit or self.body_bytes >= _FILE_BYTES
 
-    def prologue(self, number: int, *, in_file: bool) -> bytes:
+    def prologue(self, *, in_file: bool) -> bytes:
         """Return header and head of the frame, sent now."""
         flags = self.flags | (BODY_IN_FILE if in_file else 0)
         sizes = self.head_bytes, self.body_bytes
-        return HEADER.pack(MAGIC, self.kind, flags, *sizes, number, time.monotonic()) + self.head
+        return HEADER.pack(MAGIC, self.kind, flags, *sizes, self.number, time.monotonic()) + self.head
 
     def parts(self) -> list[bytes | memoryview]:
         """Return the body as what can be handed to one vectored write."""
@@ -161,7 +160,8 @@ class Message:
     def parcel(self) -> Parcel:
         """Return the message as it arrives at a rank that sends to itself."""
         body = memoryview(bytearray(self.frozen())) if self.body_bytes else None
-        return Parcel(self.kind, 0, time.monotonic(), self.head, self.head_bytes, body)
+        head = body[-self.head_bytes :] if body and self.flags & HEAD_IN_BODY else self.head
+        return Parcel(self.kind, self.number, time.monotonic(), head, body, self.size_bytes)
 
     def close(self) -> None:
         """Give the memory file back; readers and queues hold their own descriptors."""
