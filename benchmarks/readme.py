@@ -218,7 +218,7 @@ def golden_table(result: dict[str, Any]) -> Iterator[str]:
     low, high = min(without_one), max(without_one)
     yield (
         f"\nvLLM's host needs {1e3 * result['host_s']:.2f} ms for a decode step: fitted on the three runs of "
-        f"Qwen3-8B, checked on the others; fitted without any one of the models, {low:.2f} to {high:.2f} ms.\n"
+        f"Qwen3-8B, checked on the others; without any one of the models it is {low:.2f} to {high:.2f} ms.\n"
     )
 
 

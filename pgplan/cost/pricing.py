@@ -106,8 +106,8 @@ class Pricer:
         """Price one layer of a kind (an index), without communication."""
         spec = self.model.kinds[kind]
         usual = self._estimate(layer_work(self.model, spec, batch, tp_size=self.tp_size))
-        if spec.state is not None:
-            # No calibration fits what a recurrence takes.
+        if spec.state is not None or any(weight.storage.bits < 16 for weight in spec.weights):
+            # No calibration fits what a recurrence takes, or scaling and rounding around narrow products.
             usual = replace(usual, tier="roofline", error=self._error)
         times = self._layers[kind]
         if times is None or batch.kv_element_bytes != batch.element_bytes:
