@@ -40,9 +40,11 @@ class Gate:
             self.send(data)
 
     def gather(self, start_s: float, end_s: float) -> list[tuple[float, float]]:
-        """Return every rank's times at rank 0, and nothing elsewhere."""
+        """Return every rank's times at rank 0 and nothing elsewhere, when every rank is done."""
         if self.rank:
             self.send(self._SPAN.pack(start_s, end_s))
+            self._sockets[0].recv(1)
             return []
         received = [sock.recv(self._SPAN.size, socket.MSG_WAITALL) for sock in self._sockets]
+        self.send()
         return [(start_s, end_s), *(self._SPAN.unpack(data) for data in received)]

@@ -119,8 +119,9 @@ class Exchange:
     def take_parcel(self, kind: int, src: int) -> Parcel:
         """Return the next message of this kind from ``src``, still encoded."""
         parcels, link, mesh = self._inboxes[src][kind], self.mesh.links.get(src), self.mesh
-        if not parcels and link is not None and mesh.whole:
-            mesh.hear(link)  # it may be there already
+        # It may be there already, and asking epoll first takes as long as reading it.
+        if not parcels and link is not None and mesh.whole and not link.receive(mesh.on_parcel):
+            mesh.part(link)
         if not parcels:
             deadline_s = time.monotonic() + self._limits.store_timeout
             if mesh.whole:  # then what comes first is, most often, what is waited for

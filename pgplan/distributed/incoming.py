@@ -89,9 +89,8 @@ class Incoming:
     def receive(self) -> list[Parcel]:
         """Put the objects that have arrived into the inbox and return the frames that are none.
 
-        Notes the end of the connection in ``ended``.
-
-        A peer that breaks the protocol or sends more than the limit is not listened to any more.
+        The end of the connection is noted in ``ended``. A peer that breaks the protocol or sends more than
+        the limit is not listened to any more.
         """
         business: list[Parcel] = []
         more = self.ended is None

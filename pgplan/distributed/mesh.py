@@ -45,7 +45,7 @@ class Mesh:
     ) -> None:
         self.links = dict(links)
         self.rank = rank
-        self._on_parcel = on_parcel
+        self.on_parcel = on_parcel
         self.whole = True
         self._epoll = select.epoll()
         self._most_events = max(1, len(self.links))
@@ -73,12 +73,9 @@ class Mesh:
         if not events and timeout_s > 0.0:
             events = self._await_events(timeout_s)
         for descriptor, _ in events:
-            self.hear(self._by_descriptor[descriptor])
-
-    def hear(self, link: Link) -> None:
-        """Take in what has arrived from one peer, without waiting."""
-        if not link.receive(self._on_parcel):
-            self._part(link)
+            link = self._by_descriptor[descriptor]
+            if not link.receive(self.on_parcel):
+                self.part(link)
 
     def _await_events(self, timeout_s: float) -> list[tuple[int, int]]:
         """Wait for events: awake for a moment, giving the core to whoever wants it, then asleep."""
@@ -89,8 +86,8 @@ class Mesh:
                 return events
         return self._epoll.poll(max(0.0, timeout_s - AWAKE_S), self._most_events)
 
-    def _part(self, link: Link) -> None:
-        """Do without a peer that has left or is lost."""
+    def part(self, link: Link) -> None:
+        """Do without a peer that has left or is lost, as its link's ``receive`` tells."""
         self.whole = False
         if link.left and link.rank in self._present:
             self._present = [r for r in self._present if r != link.rank]

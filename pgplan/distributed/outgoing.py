@@ -70,23 +70,25 @@ class Outgoing:
 
     def put(self, frame: bytes) -> bool:
         """Send header and head of a message that has no body: the way of nearly every frame, kept short."""
-        with self._lock:
-            if self.broken:
+        if self.broken:
+            return False
+        if self._seal is not None:
+            frame += self._seal.sign(frame)
+        sent = 0
+        if self._thread is None:  # then nothing is queued, and nobody else can begin to
+            try:
+                sent = self._socket.send(frame, _NO_SIGNAL)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as error:
+                self._break(error.strerror or "the connection broke")
                 return False
-            if self._seal is not None:
-                frame += self._seal.sign(frame)
-            sent = 0
-            if not self._queue:
-                try:
-                    sent = self._socket.send(frame, _NO_SIGNAL)
-                except (BlockingIOError, InterruptedError):
-                    pass
-                except OSError as error:
-                    self._break(error.strerror or "the connection broke")
-                    return False
-            if sent < len(frame):
+            if sent == len(frame):
+                return True
+        with self._lock:
+            if not self.broken:
                 self._enqueue(memoryview(frame)[sent:], None)
-            return True
+            return self.broken is None
 
     def _write(
         self, prologue: bytes, message: Message, body: list[bytes | memoryview], descriptor: int | None
