@@ -42,6 +42,7 @@ STYLE_SHEET = """<style>
 .pgplan-planner .pgplan-links{display:flex;gap:14px;margin:2px 0;align-items:center}
 .pgplan-planner .pgplan-link{font:inherit;font-weight:600;color:inherit;background:none;cursor:pointer;
   border:1px solid var(--pgplan-line);border-radius:4px;padding:2px 8px;text-decoration:none}
+.pgplan-planner .pgplan-panes.jupyter-widget-tab>.lm-TabBar .lm-TabBar-tab{color:inherit}
 .pgplan-planner .pgplan-exporters .widget-toggle-button{width:auto;padding:0 9px}
 .pgplan-planner .pgplan-told{border-left:3px solid #D55E00;padding-left:6px}
 .pgplan-planner .pgplan-old .widget-tab-contents{opacity:.45;pointer-events:none;user-select:none}
