@@ -179,7 +179,7 @@ def faults_table(result: dict[str, Any]) -> Iterator[str]:
 
 
 def faults_again_table(result: dict[str, Any]) -> Iterator[str]:
-    yield "Again in a later state, as far as the GPUs' time went (of a hang nothing was measured again):\n"
+    yield "Some of them again in a later state:\n"
     yield from fault_rows(result)
     yield f"\n{gpus(result)}\n"
 
