@@ -21,6 +21,10 @@ from pgplan.model.storage import dtype_storage
 BFLOAT16 = dtype_storage("bfloat16")
 H200 = pg.find_gpu("H200")
 LLAMA_70B = pg.load_model("llama-3.1-70b")
+# Two whole prompts of 2048 tokens.
+CHUNK = Batch(
+    tokens=4096, sequences=2, context=1024, cached=1024, decode=False, element_bytes=2, kv_element_bytes=2
+)
 
 
 def weight(**fields: object) -> Weight:
@@ -132,10 +136,7 @@ def test_a_layer_is_timed_within_the_stated_error(
 
 @pytest.mark.parametrize("depth", [2048, 8192])
 def test_a_product_of_little_depth_is_dearer_per_operation(depth: int) -> None:
-    batch = Batch(
-        tokens=4096, sequences=2, context=1024, cached=0, decode=False, element_bytes=2, kv_element_bytes=2
-    )
-    work = product_work(weight(cols=depth), LLAMA_70B.kinds[0], batch, tp_size=1)
+    work = product_work(weight(cols=depth), LLAMA_70B.kinds[0], CHUNK, tp_size=1)
     # Four stages of 64 are filled and emptied beside what is multiplied.
     assert work.operations == 2 * 4096 * 1024 * (depth + 256)
 
@@ -155,15 +156,7 @@ def test_a_chunk_is_masked_by_a_window_and_by_what_is_cached_before_it(
     spec = LLAMA_70B.kinds[0].attention
     assert spec is not None
     layer = replace(LLAMA_70B.kinds[0], attention=replace(spec, window=window))
-    batch = Batch(
-        tokens=4096,
-        sequences=sequences,
-        context=context,
-        cached=context,
-        decode=False,
-        element_bytes=2,
-        kv_element_bytes=2,
-    )
+    batch = replace(CHUNK, sequences=sequences, context=context, cached=context)
     found = [work for work in layer_work(LLAMA_70B, layer, batch, tp_size=1) if work.part == "attention"]
     assert [work.computing for work in found] == [expected]
 
