@@ -38,8 +38,12 @@ root => {
   return found;
 }
 """
-_WITHOUT_TEXT = "* { color: transparent !important; } text, tspan { fill: transparent !important; }"
-_SEEN = 24  # how far a pixel has to change to belong to a glyph
+# Not ``color``: backgrounds and borders are mixed from it.
+_WITHOUT_TEXT = """
+* { -webkit-text-fill-color: transparent !important; }
+text, tspan { fill: transparent !important; }
+"""
+_SEEN = 2  # how far a pixel has to change to belong to a glyph: ink that is nearly its paper counts, too
 
 
 @dataclass(frozen=True)

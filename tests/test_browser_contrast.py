@@ -51,8 +51,9 @@ def test_as_it_opens_with_each_of_its_panes(page: Page) -> None:
         assert read(page) == [], pane
 
 
-def test_a_text_that_is_too_pale_is_found(page: Page) -> None:
-    style = page.add_style_tag(content=".pgplan-sentence { opacity: 0.4; }")
+@pytest.mark.parametrize("opacity", [0.4, 0.05])
+def test_a_text_that_is_too_pale_is_found(page: Page, opacity: float) -> None:
+    style = page.add_style_tag(content=f".pgplan-sentence {{ opacity: {opacity}; }}")
     try:
         assert any("slowest" in text for text in read(page))
     finally:

@@ -26,7 +26,7 @@ STYLE_SHEET = """<style>
 .pgplan-planner button:focus-visible{outline:2px solid #0072B2;outline-offset:1px}
 .pgplan-planner .pgplan-verify{background:#0072B2;color:#fff;font-weight:600}
 .pgplan-planner .pgplan-sentence b{font-size:14.5px}
-.pgplan-planner .jupyter-widget-Collapse-header{padding:2px 8px;font-size:12px;background:none}
+.pgplan-planner .jupyter-widget-Collapse-header{padding:2px 8px;font-size:12px;background:none;color:inherit}
 .pgplan-planner .jupyter-widget-Collapse-contents{padding:4px}
 .pgplan-planner .pgplan-left{gap:4px}
 .pgplan-planner .pgplan-board{padding-left:12px}
