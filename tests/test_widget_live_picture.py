@@ -136,9 +136,7 @@ _EQUAL = """
   const [shown, meant] = [document.querySelector("svg"), holder.content.firstChild];
   const frame = shown.parentNode.getBoundingClientRect();
   const ratio = Number(meant.getAttribute("height")) / Number(meant.getAttribute("width"));
-  const blank = frame.height / frame.width / ratio - 1;
-  const isTold = shown.querySelector("title") !== null;
-  if (blank < -0.01 || (isTold && blank > 0.06)) return false;
+  if (Math.abs(frame.height / frame.width - ratio) > 0.01) return false;
   // It may be higher than what is seen of it.
   if (Number(shown.getAttribute("height")) < Number(meant.getAttribute("height"))) return false;
   for (const name of ["height", "viewBox"]) meant.setAttribute(name, shown.getAttribute(name));

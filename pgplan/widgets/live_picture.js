@@ -7,8 +7,6 @@
 const FORGET_AFTER_MS = 50;
 // The SVG's height is a multiple of so many of its pixels.
 const HEIGHT_STEP = 256;
-// What may stay blank below the picture, as a share of its height.
-const BLANK = 0.05;
 
 /** Return the elements that pieces of SVG describe. */
 function parse(pieces) {
@@ -54,8 +52,6 @@ class LivePicture {
     // What is on the page.
     this.tag = "";
     this.height = 0;
-    this.ratio = 0;
-    this.framed = 0;
     this.shown = [];
     this.told = "";
     // One message changes several attributes.
@@ -92,17 +88,7 @@ class LivePicture {
     fresh.setAttribute("height", this.height);
     fresh.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
     dress(this.svg, fresh);
-    this.ratio = height / width;
-    if (this.ratio > this.framed) this.fit();
-  }
-
-  /**
-   * Make the frame as high as the picture. All below it moves and the whole notebook is laid out again, so a
-   * frame that is too high by little stays, and by more until the user rests.
-   */
-  fit() {
-    this.framed = this.ratio;
-    this.frame.style.aspectRatio = String(1 / this.ratio);
+    this.frame.style.aspectRatio = `${width} / ${height}`;
   }
 
   /** Draw the pieces that differ from those on the page. */
@@ -121,7 +107,6 @@ class LivePicture {
 
   /** Lay over the pieces what they tell under the pointer. */
   tell(hovers) {
-    if (hovers && this.framed > this.ratio * (1 + BLANK)) this.fit();
     if (hovers === this.told) return;
     this.told = hovers;
     const [strips] = parse([hovers || "<g/>"]);

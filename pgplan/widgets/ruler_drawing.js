@@ -9,8 +9,6 @@ const LETTER = 6.4;
 const SEAMLESS = 4;
 const ROOMY = 58;
 const TARGET = 24;
-// What is written as a style; to ask an element for all that it knows would take longer than to write it.
-const STYLES = new Set(["left", "width"]);
 
 function make(tag, name, parent, attributes = {}) {
   const element = document.createElement(tag);
@@ -28,7 +26,7 @@ function write(element, values) {
     last[key] = value;
     if (key === "text") element.textContent = value;
     else if (key.startsWith("--")) element.style.setProperty(key, value);
-    else if (STYLES.has(key)) element.style[key] = value;
+    else if (key in element.style) element.style[key] = value;
     else if (value === null) element.removeAttribute(key);
     else element.setAttribute(key, value);
   }
