@@ -97,7 +97,8 @@ def widget_table(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"\nFinal values lost in {len(result['bursts'])} bursts of 100 changes: {lost}. After "
         f"{result['growth']['changes']:,} changes: kernel {memory:+.1f} MiB, DOM nodes {nodes:+d}. "
-        "Comparisons, exports and hover figures follow once the hand rests, which is not in these times. "
+        "The sentences follow one frame later, comparisons, exports and hover figures once the hand rests; "
+        "neither is in these times. "
         f"{machine(result)}\n"
     )
 
