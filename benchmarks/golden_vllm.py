@@ -21,8 +21,9 @@ batch in
 
 This was looked for because prefill of such a model was 3.6 times slower than planned, and is read in vLLM
 0.24.0: vllm/v1/worker/gpu_model_runner.py (``sample_tokens``), vllm/v1/core/sched/async_scheduler.py and
-vllm/config/vllm.py (``max_concurrent_batches``). Pull request 51650 says the same of the broadcast, and
-changes it. Nothing is fitted for it. "GPU alone" is the filled pipeline for either runner.
+vllm/config/vllm.py (``max_concurrent_batches``). Pull request 51650 says the same of the broadcast; 0.33.0
+takes the newer runner whatever the architecture. Nothing is fitted for it. "GPU alone" is the filled pipeline
+for either runner. ``vllm_runners.py`` runs vLLM with each of them.
 
 ``host_s`` is fitted on the decode runs of the model named in FITTED_ON, whose steps it rules, and checked on
 those of the others. Besides, every model is left out of a fit to all the others in turn.
