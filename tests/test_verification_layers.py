@@ -10,7 +10,8 @@ from verification_entries import small
 
 from pgplan.model.spec import ModelSpec
 from pgplan.verification import kv_cache
-from pgplan.verification.attention import causal_attention
+from pgplan.verification.attention import _behind_cached
+from pgplan.verification.causal import causal_attention
 from pgplan.verification.experts import Experts, grouped_product
 from pgplan.verification.pieces import Step
 from pgplan.verification.shards import Shards
@@ -185,6 +186,20 @@ def test_attention_is_the_masked_sum(window: int | None) -> None:
             shares = shares / shares.sum(-1, keepdim=True)
             expected = torch.einsum("sc,scd->sd", shares, v[:, head // 2, first : position + 1])
             torch.testing.assert_close(found[:, head, row], expected)
+
+
+@pytest.mark.parametrize("kept", [3, 5, 8, 20, 25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_a_ring_gives_the_latest_tokens_in_their_order(kept: int, dtype: torch.dtype) -> None:
+    tokens = torch.randn(2, 3, 20, 4).to(dtype).float()
+    cache, start = torch.zeros(2, 3, kept, 4).to(dtype), 0
+    for length in (2, 1, 4, 1, 5, 7):
+        whole = _behind_cached(cache, tokens[:, :, start : start + length], start=start)
+        before = min(start, kept)
+        assert torch.equal(whole, tokens[:, :, start - before : start + length])
+        start += length
+    latest = torch.arange(20)[-kept:]
+    assert torch.equal(cache.float()[:, :, latest % kept], tokens[:, :, latest])
 
 
 def test_experts_without_tokens_are_skipped() -> None:

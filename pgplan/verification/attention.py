@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec, Weight
 from pgplan.verification import fused
-from pgplan.verification.kv_cache import few_at_a_time, write_slots
+from pgplan.verification.causal import causal_attention
+from pgplan.verification.kv_cache import few_at_a_time
 from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
 
@@ -115,72 +116,11 @@ class GroupedAttention:
     def _prefill(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: list[torch.Tensor], step: Step
     ) -> torch.Tensor:
-        import torch
-
-        keys, values = (part[step.rows] for part in cache)
-        kept = keys.shape[2]
-        before = min(step.start, kept)
-        fresh = (k.transpose(1, 2), v.transpose(1, 2))
-        whole = list(fresh)
-        if before:
-            slots = torch.arange(step.start - before, step.start, device=q.device) % kept
-            whole = [
-                torch.cat((old[:, :, slots].to(new.dtype), new), 2)
-                for old, new in zip((keys, values), fresh, strict=True)
-            ]
-        for part, new in zip((keys, values), fresh, strict=True):
-            _keep(part, new, end=step.start + step.length)
-        window = self.spec.window if self.spec.window and self.spec.window < before + step.length else None
-        return causal_attention(q.transpose(1, 2), whole[0], whole[1], window=window).transpose(1, 2)
-
-
-def causal_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    window: int | None = None,
-    scale: float | None = None,
-) -> torch.Tensor:
-    """Attend from the last ``t`` of ``c`` tokens to all up to each, or to the last ``window`` of them.
-
-    Args:
-        q: Shape ``(s, h, t, d)``.
-        k: Shape ``(s, g, c, d)``.
-        v: Shape ``(s, g, c, d_v)``.
-        window: Tokens that each attends to, itself included; ``None``: all before it.
-        scale: What scores are multiplied with; default ``1 / sqrt(d)``.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    new, present = q.shape[2], k.shape[2]
-    grouped = q.shape[1] != k.shape[1]
-    if new == present and window is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    if q.is_cuda and q.dtype != torch.float32 and q.shape[-1] == v.shape[-1] <= 256:
-        # torch's public call has no window and no mask aligned to the last token without writing it out.
-        left = -1 if window is None else window - 1
-        out: torch.Tensor = torch.ops.aten._flash_attention_forward(
-            *(part.transpose(1, 2) for part in (q, k, v)),
-            None,
-            None,
-            new,
-            present,
-            0.0,
-            True,
-            False,
-            scale=scale,
-            window_size_left=left,
-            window_size_right=0,
-        )[0]
-        return out.transpose(1, 2)
-    position = torch.arange(present - new, present, device=q.device)[:, None]
-    other = torch.arange(present, device=q.device)
-    mask = other <= position
-    if window is not None:
-        mask &= other > position - window
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+        whole = [
+            _behind_cached(part[step.rows], new.transpose(1, 2), start=step.start)
+            for part, new in zip(cache, (k, v), strict=True)
+        ]
+        return causal_attention(q.transpose(1, 2), *whole, window=self.spec.window).transpose(1, 2)
 
 
 def _splitting_context(q: torch.Tensor, products: int) -> AbstractContextManager[None]:
@@ -205,17 +145,31 @@ def _normed(norm: Norm, flat: torch.Tensor) -> torch.Tensor:
     return norm(flat.reshape(len(flat), -1, len(norm.weight))).view(flat.shape)
 
 
-def _keep(cache: torch.Tensor, new: torch.Tensor, *, end: int) -> None:
-    """Write the tokens before ``end`` into a cache, as many as it has room for; a full one is a ring."""
+def _behind_cached(cache: torch.Tensor, new: torch.Tensor, *, start: int) -> torch.Tensor:
+    """Write new tokens into the cache and return them behind those that it keeps of what came before."""
     import torch
 
+    kept, end = cache.shape[2], start + new.shape[2]
+    whole = new
+    if start and end <= kept and cache.dtype == new.dtype:
+        whole = cache[:, :, :end]  # where all of them will be in order, so nothing is copied
+    elif start:
+        oldest = start % kept if start >= kept else 0
+        cached = cache[:, :, oldest : min(start, kept)], cache[:, :, :oldest]
+        whole = torch.cat([*(part.to(new.dtype) for part in cached), new], 2)
+    _keep(cache, new, end=end)
+    return whole
+
+
+def _keep(cache: torch.Tensor, new: torch.Tensor, *, end: int) -> None:
+    """Write the tokens before ``end`` into a cache, as many as it has room for; a full one is a ring."""
     kept, length = cache.shape[2], new.shape[2]
-    if end <= kept:
-        cache[:, :, end - length : end] = new
-        return
     last = min(length, kept)
-    slots = torch.arange(end - last, end, device=cache.device) % kept
-    write_slots(cache, slots, new[:, :, length - last :])
+    first = (end - last) % kept
+    until_turn = min(last, kept - first)
+    new = new[:, :, length - last :]
+    cache[:, :, first : first + until_turn] = new[:, :, :until_turn]
+    cache[:, :, : last - until_turn] = new[:, :, until_turn:]
 
 
 def _find(named: dict[str, Weight], endings: tuple[str, ...]) -> Weight:

@@ -47,17 +47,6 @@ def fill_randomly(pool: torch.Tensor, dtype: torch.dtype) -> None:
         piece.copy_(torch.randn(len(piece), dtype=dtype, device=pool.device))
 
 
-def write_slots(cache: torch.Tensor, slots: torch.Tensor, new: torch.Tensor) -> None:
-    """Write tokens into slots of the third dimension, in the cache's dtype."""
-    import torch
-
-    if cache.dtype == new.dtype:
-        cache[:, :, slots] = new
-    else:
-        # torch writes to indices of 8 bit floats only as bytes.
-        cache.view(torch.uint8)[:, :, slots] = new.to(cache.dtype).view(torch.uint8)
-
-
 def few_at_a_time(tensor: torch.Tensor) -> Iterator[slice]:
     """Yield slices of the first dimension that are small enough to be widened."""
     count = max(1, _SLICE_ELEMENTS // max(1, tensor[0].numel()))

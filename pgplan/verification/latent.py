@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pgplan.model.spec import LayerSpec
 from pgplan.verification import compressed
-from pgplan.verification.attention import causal_attention
+from pgplan.verification.causal import causal_attention
 from pgplan.verification.kv_cache import few_at_a_time
 from pgplan.verification.pieces import Linear, Norm, Reduce, Rotary, Step
 from pgplan.verification.shards import Shards
