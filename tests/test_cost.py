@@ -147,10 +147,11 @@ def test_a_product_of_little_depth_is_dearer_per_operation(depth: int) -> None:
         (None, 1024, 2, "attention"),  # two whole prompts of 2048
         (4096, 1024, 2, "attention"),  # as wide as they are long: no window at all
         (1024, 1024, 2, "masked_attention"),
-        (None, 3072, 1, "masked_attention"),  # the second half of a prompt
+        (None, 3072, 1, "attention"),  # the second half of a prompt
+        (4096, 3072, 1, "masked_attention"),  # which is longer than the window than its chunk is
     ],
 )
-def test_a_chunk_is_masked_by_a_window_and_by_what_is_cached_before_it(
+def test_a_chunk_is_masked_by_a_window_that_is_shorter_than_all_before_it(
     window: int | None, context: float, sequences: int, expected: str
 ) -> None:
     spec = LLAMA_70B.kinds[0].attention

@@ -218,21 +218,16 @@ def _attention_work(spec: AttentionSpec, batch: Batch, *, tp_size: int) -> Work:
     return Work(
         part="attention",
         operations=operations,
-        computing="latent" if latent else "masked_attention" if _is_masked(spec, batch) else "attention",
+        computing="latent" if latent else "masked_attention" if _has_window(spec, batch) else "attention",
         moved_bytes=kv_bytes,
         streaming="latent_cache" if latent else "cache",
     )
 
 
-def _is_masked(spec: AttentionSpec, batch: Batch) -> bool:
-    """Tell whether a chunk attends to other than the triangle of its own tokens.
-
-    torch's fastest kernel knows nothing else; an engine's may.
-    """
-    if batch.decode:
-        return False
+def _has_window(spec: AttentionSpec, batch: Batch) -> bool:
+    """Tell whether tokens of a chunk attend to fewer than all before them: whole tiles are masked, or cut."""
     length = batch.tokens / batch.sequences
-    return 2 * batch.context > length or (spec.window or length) < length
+    return not batch.decode and spec.window is not None and spec.window < batch.context + length / 2
 
 
 def _elements_per_key(spec: AttentionSpec, *, tp_size: int) -> int:
