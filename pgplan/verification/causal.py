@@ -7,9 +7,9 @@
     window             a kernel of this project, which visits the window's keys alone
 
 Where Triton cannot compile those two, torch's flash attention does their work; on a CPU, in fp32 and for
-sizes that none of them takes, a written-out mask does. On an H200, chunks of 2048 and 4096 tokens reach of the
-data sheet's operations: whole prompts 0.53, cached beginnings 0.54 to 0.64 (flash attention 0.29 to 0.35),
-windows of 1024 tokens 0.32 to 0.43 (0.16 to 0.28).
+sizes that none of them takes, a written-out mask does. On an H200, chunks of 2048 and 4096 tokens reach of
+the data sheet's operations: whole prompts 0.53, cached beginnings 0.54 to 0.64 (flash attention 0.29 to
+0.35), windows of 1024 tokens 0.32 to 0.43 (0.16 to 0.28).
 """
 
 from __future__ import annotations
