@@ -6,7 +6,7 @@ Llama-3.1-405B (126 layers) over 64 stages of one H200 each, in headless Chromiu
 
 - in the kernel, from the front end's message in to the last message out;
 - in the browser, from the input event (its own time stamp) to the frame in which the new picture is painted;
-  the sentences above it come with the same message and are drawn in the frame after;
+  ruler and sentences are drawn in the frame after, for which the pp slider has a clock of its own;
 - the same for a slider whose kernel only writes its number into an HTML widget: what JupyterLab, the kernel
   and the browser take whatever is drawn. It is moved in turn with the planner, so both see the same machine.
 
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from browser import chromium, jupyterlab, visit
 from planner_page import PlannerPage, run_notebook, write_notebook
 from planning import GPU, MODEL, STAGES
-from widget_page import IN_THE_KERNEL, IN_THE_PAGE, NUMBER, PICTURE, Bench
+from widget_page import IN_THE_KERNEL, IN_THE_PAGE, NUMBER, PICTURE, RULER, Bench
 
 PACKAGES = ("jupyterlab", "anywidget", "playwright")
 KERNEL_GOAL_MS, PAINT_GOAL_MS = 16.0, 15.0
@@ -47,19 +47,20 @@ def paint_times(bench: Bench, repetitions: int) -> dict[str, list[float]]:
     server lets a small message wait until the one before it is acknowledged, and the system may put that off
     for 40 ms. So a bare slider right after a bare slider takes twice as long as after a new workload.
     """
-    times: dict[str, list[float]] = {"bare": [], "cut": [], "pp": []}
+    times: dict[str, list[float]] = {"bare": [], "cut": [], "pp": [], "ruler": []}
 
-    def take(name: str, act: Callable[[], float]) -> None:
+    def take(names: tuple[str, ...], act: Callable[[], list[float]]) -> None:
         bench.change_workload()
-        times[name].append(act())
+        for name, ms in zip(names, act(), strict=True):
+            times[name].append(ms)
 
     for index in range(repetitions):
         key = "ArrowLeft" if index % 2 == 0 else "ArrowRight"
-        take("bare", lambda key=key: bench.press(bench.bare, key, NUMBER))  # type: ignore[misc]
-        take("pp", lambda key=key: bench.press(bench.pp, key, PICTURE))  # type: ignore[misc]
+        take(("bare",), lambda key=key: bench.press(bench.bare, key, NUMBER))  # type: ignore[misc]
+        take(("pp", "ruler"), lambda key=key: bench.press(bench.pp, key, PICTURE, RULER))  # type: ignore[misc]
         if index % 2 == 1:  # 64 stages again
-            take("cut", lambda index=index: bench.drag(index))  # type: ignore[misc]
-            take("cut", lambda index=index: bench.drag(index + 31))  # type: ignore[misc]
+            take(("cut",), lambda index=index: bench.drag(index))  # type: ignore[misc]
+            take(("cut",), lambda index=index: bench.drag(index + 31))  # type: ignore[misc]
             bench.page.locator(".pgplan-auto").click()
     return times
 
@@ -156,6 +157,7 @@ def report(record: dict[str, Any]) -> None:
             line += f"{over:14.1f}   kernel {met(where['kernel']['median_ms'], KERNEL_GOAL_MS)}, "
             line += f"painted {met(over, PAINT_GOAL_MS)}"
         print(line)
+    print(f"{'ruler':31}{in_a_cell(record['times']['pp']['ruler']):>25}   after the pp slider")
     for one in record["bursts"]:
         print(
             f"burst of {one['changes']}: ends at {one['wanted']}, kernel at {one['kernel']} after "
@@ -183,8 +185,9 @@ def main() -> None:
         measured = measure(browser, options.repetitions, options.changes)
     times: dict[str, Any] = {
         name: {step: summary(measured[step][name]) for step in ("kernel", "paint")}
-        for name in measured["paint"]
+        for name in measured["kernel"]
     }
+    times["pp"]["ruler"] = summary(measured["paint"]["ruler"])
     for name in ("cut", "pp"):
         over = times[name]["paint"]["p95_ms"] - times["bare"]["paint"]["p95_ms"]
         times[name]["paint_over_bare_p95_ms"] = round(over, 2)

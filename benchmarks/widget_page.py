@@ -58,17 +58,15 @@ display(bare, number, planner)
 IN_THE_PAGE = """
 () => {
   // An event's time stamp is when the browser got it, which may be before a script hears of it.
-  window.paint = (selector, kind) => {
-    const target = document.querySelector(selector);
+  window.paint = (selectors, kind) => {
     let began = null;
     const note = (event) => (began ??= event.timeStamp);
     window.addEventListener(kind, note, { capture: true });
-    window.painted = new Promise((resolve, reject) => {
+    const painted = (selector) => new Promise((resolve, reject) => {
       setTimeout(() => reject(`${kind} changed nothing in ${selector} for a minute`), 60000);
       const observer = new MutationObserver(() => {
         if (began === null) return;
         observer.disconnect();
-        window.removeEventListener(kind, note, { capture: true });
         requestAnimationFrame(() => {
           // A message that is posted in a frame arrives after its paint.
           const channel = new MessageChannel();
@@ -76,8 +74,11 @@ IN_THE_PAGE = """
           channel.port2.postMessage(null);
         });
       });
-      observer.observe(target, { childList: true, subtree: true, characterData: true });
+      observer.observe(
+        document.querySelector(selector), { childList: true, subtree: true, characterData: true });
     });
+    window.painted = Promise.all(selectors.map(painted));
+    window.painted.finally(() => window.removeEventListener(kind, note, { capture: true }));
   };
   window.notebook = window.jupyterapp.shell.currentWidget;
   window.ask = async (code) => {
@@ -89,7 +90,7 @@ IN_THE_PAGE = """
   };
 }
 """
-PICTURE, NUMBER = ".pgplan-picture", ".bare-html .widget-html-content"
+PICTURE, RULER, NUMBER = ".pgplan-picture", ".pgplan-ruler-track", ".bare-html .widget-html-content"
 
 
 class Bench:
@@ -112,24 +113,24 @@ class Bench:
         self.page.wait_for_function("window.notebook.sessionContext.session.kernel.status === 'idle'")
         self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
-    def time(self, selector: str, kind: str, act: Callable[[], None]) -> float:
-        """Return milliseconds from an input event to the frame that shows what it led to."""
+    def time(self, selectors: tuple[str, ...], kind: str, act: Callable[[], None]) -> list[float]:
+        """Return milliseconds from an input event to the frames that show what it led to."""
         self.rest()
-        self.page.evaluate("([selector, kind]) => window.paint(selector, kind)", [selector, kind])
+        self.page.evaluate("([selectors, kind]) => window.paint(selectors, kind)", [selectors, kind])
         act()
-        return float(self.page.evaluate("window.painted"))
+        return [float(ms) for ms in self.page.evaluate("window.painted")]
 
     def change_workload(self) -> None:
         """Plan for prompts of a new length, so that nothing that is timed next has been planned before."""
         self.ask(f"setattr(planner.controls['prompt_tokens'], 'value', {next(self.prompt_tokens)})")
 
-    def press(self, slider: Locator, key: str, shown: str) -> float:
-        """Press a key on a slider and return the time to the picture painted in ``shown``."""
+    def press(self, slider: Locator, key: str, *shown: str) -> list[float]:
+        """Press a key on a slider and return the times to what is painted in ``shown``."""
         # The page scrolls to what is focused, which is no part of the answer.
         slider.focus()
         return self.time(shown, "keydown", lambda: self.page.keyboard.press(key))
 
-    def drag(self, index: int) -> float:
+    def drag(self, index: int) -> list[float]:
         """Drag a cut by one layer and return the time to the painted picture."""
         self.rest()
         handle = self.handles.nth(index % (STAGES - 1))
@@ -142,6 +143,6 @@ class Bench:
         self.page.mouse.down()
         # A cell is some six pixels wide: far enough for one layer, whatever lies between.
         # What comes with a frame may come after the answer to what came before it.
-        took = self.time(PICTURE, "pointerrawupdate", lambda: self.page.mouse.move(x + 8 * towards, y))
+        took = self.time((PICTURE,), "pointerrawupdate", lambda: self.page.mouse.move(x + 8 * towards, y))
         self.page.mouse.up()
         return took

@@ -265,10 +265,15 @@ class _Search:
     def _solve_for(
         self, cost: _Cost, unit: float | None, *, capped: bool = False
     ) -> tuple[tuple[int, ...], bool]:
+        kept: dict[tuple[int, int, int], float] = {}
+
         def stage_cost(stage: int, start: int, stop: int) -> float:
-            if capped and unit is not None and self.rule.bytes_per_unit(start, stop) > unit:
-                return math.inf
-            return cost(stage, start, stop, unit)
+            span = self.costing.alike(start, stop)
+            key = (self._classes[stage], *span)
+            if key not in kept:
+                is_over = capped and unit is not None and self.rule.bytes_per_unit(*span) > unit
+                kept[key] = math.inf if is_over else cost(stage, *span, unit)
+            return kept[key]
 
         solution = minimise_max(
             SplitProblem(

@@ -142,6 +142,13 @@ class Costing:
             return (stop - start,)
         return tuple([counts[stop] - counts[start] for counts in self._kind_counts])
 
+    def alike(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the first range that equals ``[start, stop)`` in all but its place.
+
+        Only where all layers are of one kind: elsewhere engines may keep the caches of equal layers apart.
+        """
+        return (0, stop - start) if len(self._kind_counts) == 1 else (start, stop)
+
     def outside_bytes(self, stage: int) -> tuple[int, int, int]:
         """Return the bytes of embedding, head (with final norm and draft layers) and towers on a stage."""
         return self._outside[stage]

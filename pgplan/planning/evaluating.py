@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pgplan.cost.memory import graph_bytes
@@ -72,12 +73,18 @@ def evaluate(
 
 def _kept_stage(costing: Costing, outcome: Outcome, stage: int) -> StagePlan:
     """Return a stage's plan; where all that it depends on is as in an earlier split, that one's."""
-    capacity = outcome.capacity
-    key = (
-        *("plan", stage, outcome.ranges[stage], outcome.pools[stage], outcome.served, outcome.batch),
+    capacity, span = outcome.capacity, outcome.ranges[stage]
+    figures = (
+        *(outcome.pools[stage], outcome.served, outcome.batch),
         *(capacity.budget_bytes[stage], capacity.stage_tokens[stage], capacity.used_bytes[stage]),
     )
-    return costing.kept(key, lambda: _stage(costing, outcome, stage))
+
+    def make() -> StagePlan:
+        key = ("equal", costing.stage_classes[stage], costing.alike(*span), figures)
+        equal = costing.kept(key, lambda: _stage(costing, outcome, stage))
+        return equal if equal.stage == stage else replace(equal, stage=stage, start=span[0], stop=span[1])
+
+    return costing.kept(("plan", stage, span, figures), make)
 
 
 def _stage(costing: Costing, outcome: Outcome, stage: int) -> StagePlan:
@@ -276,7 +283,6 @@ def _accuracy_notes(costing: Costing, decode: Flow) -> tuple[str, ...]:
     roofline = costing.calibration is None
     if roofline and any(kind.num_experts for kind in costing.model.kinds):
         notes.append(
-            "times of expert layers are lower bounds: on H200s plain torch took up to 2.8 times as long, and "
-            "vLLM 0.24 four times for the prefill of Qwen3-30B-A3B"
+            "times of expert layers are lower bounds: on H200s plain torch took up to 2.8 times as long"
         )
     return tuple(notes)

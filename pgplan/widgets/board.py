@@ -56,7 +56,7 @@ class Board:
     ) -> None:
         self._scene: Scene | None = None
         self._edit = edit
-        self._studied = ""
+        self._studied = self._waste = ""
         self._is_drawing = False
         self.sentence, self.picture, self.status = html("sentence"), PictureView(), html("status")
         self.stages = Stages(
@@ -113,28 +113,36 @@ class Board:
 
     @property
     def followed(self) -> tuple[W.Widget, ...]:
-        """Return what the eye follows, and what a user sets."""
-        live = [each for each in (self.picture.live, self.ruler) if each is not None]
+        """Return the picture, which the eye follows, and what a user sets."""
+        live = () if self.picture.live is None else (self.picture.live,)
         return (*live, self.picture.plain, *self.stages.pins)
 
     @property
     def told(self) -> tuple[W.Widget, ...]:
-        """Return what can be read a frame later."""
-        return (self.sentence, self.status, self.tab, *self.buttons.values())
+        """Return what can be seen a frame later; the ruler's handles follow the pointer by themselves."""
+        ruled = () if self.ruler is None else (self.ruler,)
+        return (*ruled, self.sentence, self.status, self.tab, *self.buttons.values())
 
     # --- drawing --------------------------------------------------------------------------------------
 
-    def draw(self, scene: Scene, *, can_undo: bool, can_redo: bool) -> None:
-        """Draw what must be seen of a scene at once; ``complete`` draws the rest."""
+    def draw_followed(self, scene: Scene) -> None:
+        """Draw what the eye follows."""
         self._is_drawing = True
         try:
             self._scene = scene
             picture = make_picture(scene.plan, marks=_marks(scene), with_hovers=False)
-            # What the eye follows goes out first.
+            self._waste = picture.waste
             self.picture.draw(picture)
-            self.refuse(scene)
-            self.sentence.value = headline(scene, waste=picture.waste, studied=self._studied)
             self.stages.draw(scene)
+        finally:
+            self._is_drawing = False
+
+    def draw_told(self, scene: Scene, *, can_undo: bool, can_redo: bool) -> None:
+        """Draw what is told of the picture on display; ``complete`` draws the rest."""
+        self._is_drawing = True
+        try:
+            self.refuse(scene)
+            self.sentence.value = headline(scene, waste=self._waste, studied=self._studied)
             self.buttons["undo"].disabled, self.buttons["redo"].disabled = not can_undo, not can_redo
             self.buttons["pin"].description = "Unpin A" if scene.reference == scene.plan else "Pin as A"
         finally:

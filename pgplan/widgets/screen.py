@@ -76,7 +76,7 @@ class Screen:
             words: What else happened.
         """
         with self.together(), self.drawing():
-            self.board.draw(scene, can_undo=bool(history.before), can_redo=bool(history.after))
+            self.board.draw_followed(scene)
             self.controls.sync(
                 scene.choice,
                 scene.plan,
@@ -85,6 +85,9 @@ class Screen:
                 bases=known.bases.values(),
                 split=unread_split or scene.choice.split,
             )
+        # The page draws the picture while the rest is put into words.
+        with self.together(), self.drawing():
+            self.board.draw_told(scene, can_undo=bool(history.before), can_redo=bool(history.after))
             if not unread_split:
                 self.controls.tell("", "")
             self.board.tell(words)
