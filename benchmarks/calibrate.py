@@ -1,8 +1,9 @@
 """Make a library of calibrations: the layers of several models on every GPU at once, one model per GPU.
 
 Each model's part lies in its own file, so that a run which ends early goes on where it stopped; in the end
-the links between the GPUs are measured and efficiencies are fitted to all models together, each of which is
-left out of the fit in turn to see how well the others predict it.
+the links between the GPUs are measured, what all-reduces add to each model's layers, on all GPUs at once, and
+efficiencies are fitted to all models together, each of which is left out of the fit in turn to see how well
+the others predict it.
 
     python benchmarks/calibrate.py --out h200.json --limit 400
     python benchmarks/calibrate.py --out cpu.json --models qwen3-0.6b,qwen2.5-0.5b   # no GPU: the CPU
@@ -70,10 +71,37 @@ def run_all(models: list[str], parts: Path, *, gpus: int, limit_s: float, words:
     return failed + len(waiting)
 
 
-def join(models: list[str], parts: Path, links: Path, out: Path) -> None:
+def calibrate_together(
+    models: list[str], parts: Path, *, gpus: int, tp_sizes: list[int], limit_s: float
+) -> int:
+    """Measure the links, and what all-reduces add, on all GPUs; return how many models were not."""
+    ranks, missing = gpus or 2, 0
+    deadline_s = time.monotonic() + limit_s
+    # With the links a model as wide as they come; on CPUs, any.
+    jobs = [("links", WIDEST if gpus else models[0])]
+    jobs += [("reduces", model) for model in models] if max(tp_sizes) > 1 else []
+    for part, model in jobs:
+        path = parts / ("links.json" if part == "links" else f"{model}.{part}.json")
+        if path.exists():
+            continue
+        began_s = time.monotonic()
+        if began_s > deadline_s:
+            missing += 1
+            continue
+        try:
+            calibrate(model, gpu_count=ranks, tp_sizes=tp_sizes, parts=[part]).save(path)
+            print(f"{path.stem}: {time.monotonic() - began_s:.0f} s", flush=True)
+        except PgplanError as error:
+            print(f"{path.stem} was not measured: {error}")
+            missing += 1
+    return missing
+
+
+def join(models: list[str], parts: Path, out: Path) -> None:
     """Merge what was measured, fit to all of it, and write the library."""
-    paths = [parts / f"{model}.json" for model in models]
-    found = [pg.Calibration.load(path) for path in (*paths, links) if path.exists()]
+    names = [f"{model}{part}.json" for part in ("", ".reduces") for model in models]
+    paths = [parts / name for name in (*names, "links.json")]
+    found = [pg.Calibration.load(path) for path in paths if path.exists()]
     if not found:
         print("nothing was measured")
         return
@@ -108,18 +136,16 @@ def main() -> None:
     parts.mkdir(parents=True, exist_ok=True)
     began_s, gpus = time.monotonic(), visible_gpus()
     models = [model for model in args.models.split(",") if model]
-    links = parts / "links.json"
-    if (gpus > 1 or not gpus) and not links.exists():
-        try:
-            calibrate(models[0] if not gpus else WIDEST, gpu_count=gpus or 2, tp_sizes=[]).save(links)
-            print(f"links: {time.monotonic() - began_s:.0f} s", flush=True)
-        except PgplanError as error:
-            print(f"links were not measured: {error}")
-    missing = run_all(models, parts, gpus=gpus, limit_s=args.limit, words=words)
-    join(models, parts, links, args.out)
+    missing = 0
+    if gpus != 1:
+        tp_sizes = [int(word) for word in args.tp.split(",")]
+        missing = calibrate_together(models, parts, gpus=gpus, tp_sizes=tp_sizes, limit_s=args.limit)
+    left_s = args.limit - (time.monotonic() - began_s)
+    missing += run_all(models, parts, gpus=gpus, limit_s=left_s, words=words)
+    join(models, parts, args.out)
     print(f"{time.monotonic() - began_s:.0f} s on {gpus} GPUs")
     if missing:
-        sys.exit(f"{missing} of {len(models)} models are missing; run again to go on")
+        sys.exit(f"{missing} parts are missing; run again to go on")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pgplan.errors import CalibrationError
 from pgplan.hardware import Calibration, find_calibration
 from pgplan.hardware import calibration as calibration_module
-from pgplan.hardware.calibration import AllReduceTimes, EndTimes, LayerTimes, LinkTimes
+from pgplan.hardware.calibration_rows import AllReduceTimes, EndTimes, LayerTimes, LinkTimes, ReduceTimes
 from pgplan.hardware.interpolation import Curve, Grid
 
 GRID = Grid(tokens=(1, 4, 8), contexts=(10, 100), seconds=((1.0, 2.0), (3.0, 5.0), (4.0, 9.0)))
@@ -30,6 +30,9 @@ def some(**changes: object) -> Calibration:
         models=("m",),
         layers=(layer,),
         ends=(EndTimes(digest="e", model="m", tp_size=1, embedding=LINE, head=LINE),),
+        reduces=(
+            ReduceTimes(digest="d", kind="full, dense", model="m", tp_size=2, prefill=LINE, decode=LINE),
+        ),
         links=LinkTimes(
             latency_s=1e-5, bandwidth=3e11, handoff=LINE, all_reduces=(AllReduceTimes(ranks=2, times=LINE),)
         ),
@@ -99,7 +102,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     some().save(path)
     assert Calibration.load(path) == some()
     assert find_calibration(str(path)) == some()
-    assert json.loads(path.read_text())["schema_version"] == 2
+    assert json.loads(path.read_text())["schema_version"] == 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["h200.json"]
 
 
@@ -107,6 +110,12 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> 
     with pytest.raises(CalibrationError, match="give another path"):
         some().save(tmp_path / "missing" / "h200.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_from_before_all_reduces_were_measured_in_layers_is_read() -> None:
+    data = json.loads(some().to_json())
+    del data["reduces"]
+    assert Calibration.from_json(json.dumps({**data, "schema_version": 2})) == some(reduces=())
 
 
 @pytest.mark.parametrize(
@@ -138,6 +147,7 @@ def test_merging_keeps_both_and_lets_the_later_hold() -> None:
     merged = some().merge(some(layers=(faster, other), models=("n",), links=None, date="2026-11-23"))
     assert merged.models == ("m", "n") and merged.date == "2026-11-23"
     assert merged.layers == (faster, other)
+    assert merged.reduces == some().reduces
     assert merged.links == some().links and merged.fit is None
 
 

@@ -14,7 +14,7 @@ from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.cost.rates import Rates
 from pgplan.cost.timing import Batch, by_part, embedding_work, head_work, layer_work
 from pgplan.errors import CalibrationError
-from pgplan.hardware.calibration import EndTimes, LayerTimes, LinkTimes
+from pgplan.hardware.calibration_rows import EndTimes, LayerTimes, LinkTimes
 from pgplan.hardware.interpolation import Curve, Grid
 from pgplan.model import ModelSpec
 from pgplan.verification.sizes import ON_GPU

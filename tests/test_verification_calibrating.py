@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from pgplan.errors import BackendError, CalibrationError, HardwareError, LaunchE
 from pgplan.hardware import cpu_device
 from pgplan.launcher import Event
 from pgplan.launcher.backends import visible_gpus
-from pgplan.verification.calibrating import _check_device, calibrate, summary
+from pgplan.verification.calibrating import calibrate, summary
+from pgplan.verification.calibrating_rank import check_device
 from pgplan.verification.grid import Bench
 from pgplan.verification.sizes import ON_CPU
 
@@ -48,6 +50,11 @@ def test_every_kind_is_timed_for_every_tensor_parallelism(found: pg.Calibration)
     assert whole.prefill.seconds[0][0] < whole.prefill.seconds[-1][0]
     assert found.links is not None and found.links.handoff.seconds[-1] > found.links.handoff.seconds[0]
     assert [row.ranks for row in found.links.all_reduces] == [2]
+    (reduces,) = found.reduces
+    assert (reduces.digest, reduces.tp_size) == (layer_digest(MODEL.kinds[0]), 2)
+    assert (reduces.prefill.sizes, reduces.decode.sizes) == (ON_CPU.chunks, ON_CPU.batches)
+    # Two messages of 128 tokens among two processes take longer than nothing, on any machine.
+    assert reduces.prefill.seconds[-1] > 0
     assert found.fit is not None and found.fit.points == 2 * (6 + 6) + 6
     assert found.gpu == "CPU" and found.environment["torch"] == torch.__version__
 
@@ -64,6 +71,29 @@ def test_a_plan_takes_the_times_that_were_measured(found: pg.Calibration) -> Non
     assert plan.stages[0].decode_handoff_s == pytest.approx(
         found.links.handoff.at(2 * plan.decode_batch * MODEL.hidden_size * 2)  # type: ignore[union-attr]
     )
+
+
+@pytest.mark.slow
+def test_a_plan_that_shares_layers_takes_what_was_measured_of_their_all_reduces(
+    found: pg.Calibration,
+) -> None:
+    workload = pg.Workload(prompt_tokens=64, output_tokens=32, concurrency=8, max_num_batched_tokens=128)
+    cluster = pg.Cluster.uniform(CPU, pp_size=1, tp_size=2)
+    plan = pg.plan(MODEL, cluster, workload=workload, calibration=found, split="default")
+    assert plan.tier == "measured"
+    (reduces,) = found.reduces
+    parts = dict(plan.stages[0].prefill_parts)
+    assert parts["all-reduce"] == pytest.approx(4 * reduces.prefill.at(plan.prefill_tokens))
+    without = replace(found, reduces=())
+    plan = pg.plan(MODEL, cluster, workload=workload, calibration=without, split="default")
+    assert plan.tier == "calibrated"
+
+
+@pytest.mark.slow
+def test_only_the_parts_that_are_asked_for_are_measured() -> None:
+    only = calibrate(MODEL, gpu_count=2, tp_sizes=[2], parts=["reduces"], timeout=150)
+    assert only.links is None and only.layers == () and only.fit is None
+    assert [row.tp_size for row in only.reduces] == [2]
 
 
 @pytest.mark.slow
@@ -122,9 +152,9 @@ def test_a_file_of_another_device_is_refused_before_anything_is_measured(
 
 def test_a_rank_refuses_another_gpu_than_the_files() -> None:
     with pytest.raises(CalibrationError, match="A100"):
-        _check_device("A100", "H200 SXM 141GB")
-    _check_device("H200 SXM 141GB", "H200 SXM 141GB")
-    _check_device(None, "H200 SXM 141GB")
+        check_device("A100", "H200 SXM 141GB")
+    check_device("H200 SXM 141GB", "H200 SXM 141GB")
+    check_device(None, "H200 SXM 141GB")
 
 
 def test_a_layer_is_timed_on_the_steps_that_plans_are_made_for() -> None:

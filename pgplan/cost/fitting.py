@@ -21,7 +21,8 @@ from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.cost.rates import Rates, Work
 from pgplan.cost.timing import Batch, head_work, layer_work
 from pgplan.hardware import GPU, Calibration
-from pgplan.hardware.calibration import Efficiencies, EndTimes, Fit, LayerTimes
+from pgplan.hardware.calibration import Efficiencies, Fit
+from pgplan.hardware.calibration_rows import EndTimes, LayerTimes
 from pgplan.model.spec import ModelSpec
 
 _CLASSES = tuple(field.name for field in fields(Efficiencies))

@@ -25,6 +25,7 @@ TIERS: tuple[Tier, ...] = ("roofline", "calibrated", "measured")
 # What the tiers promise where the measurements themselves do not already show more.
 MEASURED_ERROR = 0.03
 CALIBRATED_ERROR = 0.05
+ALL_REDUCE = "all-reduce"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,10 @@ class Pricer:
             calibration.layer(layer_digest(kind), tp_size=tp_size) if calibration else None
             for kind in model.kinds
         ]
+        self._reduces = [
+            calibration.reduce(layer_digest(kind), tp_size=tp_size) if calibration else None
+            for kind in model.kinds
+        ]
         self._ends = calibration.end(ends_digest(model), tp_size=tp_size) if calibration else None
 
     def layer(self, kind: int, batch: Batch) -> Price:
@@ -134,15 +139,35 @@ class Pricer:
         curve = self._ends.head
         return self._measured(lambda: curve.at(batch.sequences), curve.error, usual, HEAD)
 
-    def all_reduce(self, message_bytes: float) -> Price:
-        """Price an all-reduce among the ranks of a stage."""
+    def all_reduces(self, kind: int, batch: Batch) -> Price:
+        """Price what the all-reduces of a layer add: attention, recurrence and MLP each end in one.
+
+        Measured are those of this kind of layer. Those between large products say less: a GPU that is at the
+        limit of its power rests meanwhile and is faster after, of which a layer of other work has nothing.
+        """
+        spec, times = self.model.kinds[kind], self._reduces[kind]
+        count = sum((spec.attention is not None, spec.state is not None, spec.has_mlp))
+        message_bytes = batch.tokens * self.model.hidden_size * batch.element_bytes
+        usual = self._usual_reduces(count, message_bytes)
+        if times is None:
+            return usual
+        phase = "decode" if batch.decode else "prefill"
+        curve = times.decode if batch.decode else times.prefill
+        what = f"all-reduces in {phase} of {spec.kind} layers"
+        return self._measured(lambda: curve.at(batch.tokens), curve.error, usual, what)
+
+    def _usual_reduces(self, count: int, message_bytes: int) -> Price:
+        """Price all-reduces by those between products, or by the links' data sheet."""
         seconds = all_reduce_s(message_bytes, gpu=self.gpu, tp_size=self.tp_size)
-        usual = Price(parts=(("all-reduce", seconds),), tier="roofline", error=self._error)
+        usual = Price(parts=((ALL_REDUCE, count * seconds),), tier="roofline", error=self._error)
         measured = {row.ranks: row.times for row in self._links.all_reduces} if self._links else {}
         if self.tp_size not in measured:
             return usual
         curve = measured[self.tp_size]
-        return self._measured(lambda: curve.at(message_bytes), curve.error, usual, "all-reduce")
+        found = self._measured(lambda: count * curve.at(message_bytes), curve.error, usual, "all-reduce")
+        if found is usual:
+            return usual
+        return replace(found, tier="calibrated", error=max(CALIBRATED_ERROR, curve.error))
 
     def handoff(self, sent_bytes: int, link: Link, *, is_own: bool) -> float:
         """Return the seconds of a hop to this device; a link that was given by hand was not measured."""

@@ -15,76 +15,12 @@ from pathlib import Path
 
 from pgplan.codec import from_data, to_data
 from pgplan.errors import CalibrationError, HardwareError, PlanError
+from pgplan.hardware.calibration_rows import EndTimes, LayerTimes, LinkTimes, ReduceTimes
 from pgplan.hardware.gpu import find_gpu
-from pgplan.hardware.interpolation import Curve, Grid
 
-SCHEMA_VERSION = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerTimes:
-    """Hold the times of one kind of layer on one rank, without communication.
-
-    Args:
-        digest: Of its shapes (``pgplan.cost.pricing.layer_digest``).
-        kind: What it is, for readers.
-        model: The model that it was measured in, for readers.
-        tp_size: Ranks that share the layer; this is the shard of one.
-        prefill: A chunk.
-        decode: A decode step.
-    """
-
-    digest: str
-    kind: str
-    model: str
-    tp_size: int
-    prefill: Grid
-    decode: Grid
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndTimes:
-    """Hold the times of what stands before and after a model's layers, on one rank.
-
-    Args:
-        digest: Of the shapes of embedding and head (``pgplan.cost.pricing.ends_digest``).
-        model: The model that they were measured in, for readers.
-        tp_size: Ranks that share them.
-        embedding: Looking up a number of tokens.
-        head: Final norm, head and sampling of a number of rows.
-    """
-
-    digest: str
-    model: str
-    tp_size: int
-    embedding: Curve
-    head: Curve
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AllReduceTimes:
-    """Hold the times of an all-reduce among ``ranks`` ranks, over bytes of the message."""
-
-    ranks: int
-    times: Curve
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkTimes:
-    """Hold what moving tensors between devices of one machine takes.
-
-    Args:
-        latency_s: Seconds of the smallest hand-off.
-        bandwidth: Bytes per second of the largest.
-        handoff: A hop from one stage to the next, over its bytes: from the sender's output being ready to the
-            receiver having it.
-        all_reduces: One for each number of ranks that was measured.
-    """
-
-    latency_s: float
-    bandwidth: float
-    handoff: Curve
-    all_reduces: tuple[AllReduceTimes, ...] = ()
+SCHEMA_VERSION = 3
+# What the second lacks is what all-reduces add to a layer.
+_READABLE = (2, SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +83,7 @@ class Calibration:
         models: The models whose layers were measured.
         layers: The times of each kind of layer, for each ``tp_size``.
         ends: Those of embedding and head.
+        reduces: What all-reduces add to each kind of layer, for each ``tp_size`` that was run as such.
         links: Those of moving tensors; ``None``: measured on one device.
         fit: Efficiencies for other models; ``None``: none were fitted.
 
@@ -162,6 +99,7 @@ class Calibration:
     models: tuple[str, ...]
     layers: tuple[LayerTimes, ...] = ()
     ends: tuple[EndTimes, ...] = ()
+    reduces: tuple[ReduceTimes, ...] = ()
     links: LinkTimes | None = None
     fit: Fit | None = None
 
@@ -181,6 +119,10 @@ class Calibration:
         """Return the times of embedding and head, if they were measured."""
         return next((row for row in self.ends if (row.digest, row.tp_size) == (digest, tp_size)), None)
 
+    def reduce(self, digest: str, *, tp_size: int) -> ReduceTimes | None:
+        """Return what all-reduces add to a kind of layer, if it was measured."""
+        return next((row for row in self.reduces if (row.digest, row.tp_size) == (digest, tp_size)), None)
+
     def merge(self, other: Calibration) -> Calibration:
         """Add what ``other`` measured; where both did, ``other`` holds. The fit must be made anew.
 
@@ -194,12 +136,14 @@ class Calibration:
             )
         layers = {(row.digest, row.tp_size): row for row in (*self.layers, *other.layers)}
         ends = {(row.digest, row.tp_size): row for row in (*self.ends, *other.ends)}
+        reduces = {(row.digest, row.tp_size): row for row in (*self.reduces, *other.reduces)}
         return replace(
             other,
             date=max(self.date, other.date),
             models=tuple(dict.fromkeys((*self.models, *other.models))),
             layers=tuple(layers.values()),
             ends=tuple(ends.values()),
+            reduces=tuple(reduces.values()),
             links=other.links or self.links,
             fit=None,
         )
@@ -222,9 +166,9 @@ class Calibration:
             raise CalibrationError(
                 "a calibration must be the JSON that 'pgplan calibrate -o' wrote, and is not; calibrate again"
             ) from None
-        if version != SCHEMA_VERSION:
+        if version not in _READABLE:
             raise CalibrationError(
-                f"calibration has schema_version {version!r} and this pgplan reads {SCHEMA_VERSION}; "
+                f"calibration has schema_version {version!r} and this pgplan reads up to {SCHEMA_VERSION}; "
                 "calibrate again"
             )
         try:

@@ -57,13 +57,11 @@ class PhaseTimes:
 
 def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], batch: Batch) -> PhaseTimes:
     """Price one microbatch on every device."""
-    message = batch.tokens * model.hidden_size * batch.element_bytes
     kinds = range(len(model.kinds))
     for pricer in pricers.values():
         pricer.notes.clear()
     layers = {
-        gpu: tuple(_layer_price(pricer, kind, batch, message) for kind in kinds)
-        for gpu, pricer in pricers.items()
+        gpu: tuple(_layer_price(pricer, kind, batch) for kind in kinds) for gpu, pricer in pricers.items()
     }
     sent = handoff_bytes(
         model, tokens=batch.tokens, tp_size=cluster.tp_size, element_bytes=batch.element_bytes
@@ -108,16 +106,14 @@ def _exact(price: Price) -> Price:
     return replace(price, parts=tuple((part, _exact_s(seconds)) for part, seconds in price.parts))
 
 
-def _layer_price(pricer: Pricer, kind: int, batch: Batch, message_bytes: int) -> Price:
-    """Price a layer with its communication: attention, recurrence and MLP each end in an all-reduce."""
+def _layer_price(pricer: Pricer, kind: int, batch: Batch) -> Price:
+    """Price a layer with its communication."""
     compute = pricer.layer(kind, batch)
     if pricer.tp_size == 1:
         return _exact(compute)
-    reduce, layer = pricer.all_reduce(message_bytes), pricer.model.kinds[kind]
-    count = sum((layer.attention is not None, layer.state is not None, layer.has_mlp))
-    tier, error = weakest([(compute, 1), (reduce, count)])
-    parts = (*compute.parts, *((part, count * seconds) for part, seconds in reduce.parts))
-    return _exact(Price(parts=parts, tier=tier, error=error))
+    reduces = pricer.all_reduces(kind, batch)
+    tier, error = weakest([(compute, 1), (reduces, 1)])
+    return _exact(Price(parts=compute.parts + reduces.parts, tier=tier, error=error))
 
 
 def pricers_for(model: ModelSpec, cluster: Cluster, calibration: Calibration | None) -> dict[GPU, Pricer]:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pgplan.codec import from_data, to_data
 from pgplan.cost.fitting import with_fit
 from pgplan.cost.sharding import check_tp_size
-from pgplan.errors import BackendError, CalibrationError, HardwareError, ModelError
+from pgplan.errors import BackendError, HardwareError, ModelError
 from pgplan.hardware import Calibration, cpu_device, find_gpu, known_gpu
-from pgplan.hardware.calibration import EndTimes, LayerTimes, LinkTimes
-from pgplan.launcher import Event, Worker, launch
+from pgplan.hardware.calibration_rows import EndTimes, LayerTimes, ReduceTimes
+from pgplan.launcher import Event, launch
 from pgplan.launcher.backends import Backend, visible_gpus
 from pgplan.launcher.show import Show
 from pgplan.model import ModelSpec, load_model
-from pgplan.verification.grid import Bench
-from pgplan.verification.products import check_real, kernels_entry
+from pgplan.verification.calibrating_rank import PARTS, Found, Part, check_device
 from pgplan.verification.shards import check_supported
-from pgplan.verification.sizes import ON_CPU, ON_GPU, QUICK, Sizes
-from pgplan.verification.surroundings import environment, variables
+from pgplan.verification.sizes import ON_CPU, ON_GPU, QUICK, SHARED
+from pgplan.verification.surroundings import variables
 
-_ENTRY = "pgplan.verification.calibrating:calibrate_rank"
+_ENTRY = "pgplan.verification.calibrating_rank:calibrate_rank"
 
 
 def calibrate(
@@ -35,6 +33,7 @@ def calibrate(
     gpu_count: int | None = None,
     tp_sizes: Sequence[int] | None = None,
     quick: bool = False,
+    parts: Sequence[Part] = PARTS,
     known: Calibration | None = None,
     timeout: float | None = 600.0,
     on_event: Callable[[Event], None] | None = None,
@@ -51,6 +50,8 @@ def calibrate(
         tp_sizes: For which tensor parallelism; the shard of one rank is timed. ``None``: 1, 2, 4, ... up to
             the number of GPUs, as far as the model allows.
         quick: Whether to measure at fewer sizes.
+        parts: What to measure: layers with embedding and head, the links between GPUs, and what all-reduces
+            add to the layers, both of which take several.
         known: What was measured here before, to be added to.
         timeout: When to give up, in seconds.
         on_event: Called with every event of the processes.
@@ -81,9 +82,10 @@ def calibrate(
             f"gpu_count must lie between 1 and the {gpus or 'processes'} there are, got {ranks}"
         )
     sizes = (QUICK if quick else ON_GPU) if gpus else ON_CPU
+    shared = (replace(SHARED, sustained_s=0.3) if quick else SHARED) if gpus else ON_CPU
     backend: Backend = "nccl" if gpus else "gloo"
     if known is not None and (known.device == "CPU") == bool(gpus):
-        _check_device(known.gpu, "a GPU" if gpus else cpu_device().name)
+        check_device(known.gpu, "a GPU" if gpus else cpu_device().name)
     result = launch(
         _ENTRY,
         ranks=ranks,
@@ -93,6 +95,8 @@ def calibrate(
             "model": to_data(spec),
             "tp_sizes": list(_tp_sizes(spec, tp_sizes, ranks)),
             "sizes": to_data(sizes),
+            "shared": to_data(shared),
+            "parts": list(parts),
             "expected": known.gpu if known is not None else None,
         },
         env=variables(backend),
@@ -101,14 +105,6 @@ def calibrate(
     )
     found = _gathered(spec, result.results)
     return found if known is None else extend(known, found, models=[spec])
-
-
-def _check_device(expected: str | None, name: str) -> None:
-    """Refuse to measure what could not be added to a calibration of the device ``expected``."""
-    if expected not in (None, name):
-        raise CalibrationError(
-            f"a calibration of {expected} cannot take what is measured on {name}; keep a file for each"
-        )
 
 
 def _tp_sizes(model: ModelSpec, asked: Sequence[int] | None, ranks: int) -> Sequence[int]:
@@ -128,8 +124,8 @@ def _tp_sizes(model: ModelSpec, asked: Sequence[int] | None, ranks: int) -> Sequ
 
 
 def _gathered(model: ModelSpec, rows: Sequence[dict[str, Any]]) -> Calibration:
-    first = from_data(_Found, rows[0], where="calibration")
-    found = [from_data(_Found, row, where="calibration") for row in rows]
+    first = from_data(Found, rows[0], where="calibration")
+    found = [from_data(Found, row, where="calibration") for row in rows]
     gpu = cpu_device() if first.device == "CPU" else known_gpu(first.device, first.total_bytes)
     calibration = Calibration(
         gpu=gpu.name,
@@ -139,13 +135,15 @@ def _gathered(model: ModelSpec, rows: Sequence[dict[str, Any]]) -> Calibration:
         models=(model.name,),
         layers=tuple(sorted((layer for row in found for layer in row.layers), key=_order)),
         ends=tuple(sorted((end for row in found for end in row.ends), key=_order)),
+        # The first rank takes part in every group.
+        reduces=tuple(sorted(found[0].reduces, key=_order)),
         # All ranks learn the slowest one's times.
         links=next((row.links for row in found if row.links is not None), None),
     )
     return with_fit(calibration, [model], gpu)
 
 
-def _order(row: LayerTimes | EndTimes) -> tuple[str, int]:
+def _order(row: LayerTimes | EndTimes | ReduceTimes) -> tuple[str, int]:
     return row.digest, row.tp_size
 
 
@@ -168,101 +166,6 @@ def extend(known: Calibration, new: Calibration, *, models: Sequence[ModelSpec] 
             specs.setdefault(name, load_model(name))
     gpu = cpu_device() if new.device == "CPU" else find_gpu(new.gpu)
     return with_fit(merged, list(specs.values()), gpu)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """Hold what one rank measured."""
-
-    device: str
-    total_bytes: int
-    environment: dict[str, str]
-    layers: tuple[LayerTimes, ...]
-    ends: tuple[EndTimes, ...]
-    links: LinkTimes | None
-
-
-def calibrate_rank(
-    worker: Worker,
-    *,
-    model: dict[str, Any],
-    tp_sizes: list[int],
-    sizes: dict[str, Any],
-    expected: str | None = None,
-) -> dict[str, Any]:
-    """Measure one rank's part; an entry for the launcher.
-
-    The kinds of layers, embedding and head are shared out among the ranks; the links are everybody's.
-    """
-    import torch
-
-    spec = from_data(ModelSpec, model, where="model")
-    name, total_bytes = _prepare(worker, expected)
-    if name != "CPU":
-        for tp_size in tp_sizes:
-            check_real(spec, tp_size=tp_size, device="cuda")
-    with torch.inference_mode():
-        # First, while all ranks are at the same place: later they are done at different times.
-        links = _links(worker, spec)
-        layers, ends = _share(worker, spec, tp_sizes, from_data(Sizes, sizes, where="sizes"))
-    kernels = kernels_entry(spec, tp_size=max(tp_sizes, default=1), device="cpu" if name == "CPU" else "cuda")
-    found = _Found(
-        device=name,
-        total_bytes=total_bytes,
-        environment=environment() | kernels,
-        layers=tuple(layers),
-        ends=tuple(ends),
-        links=links,
-    )
-    return dict(to_data(found))
-
-
-def _prepare(worker: Worker, expected: str | None) -> tuple[str, int]:
-    """Take the rank's device, and return its name and memory; one that could not be used is refused here."""
-    import torch
-
-    device = torch.device(worker.device)
-    if device.type == "cpu":
-        # One thread: several wait for each other wherever another program has a core.
-        torch.set_num_threads(1)
-        return "CPU", 0
-    torch.cuda.set_device(device)
-    name = torch.cuda.get_device_name(device)
-    total_bytes = torch.cuda.get_device_properties(device).total_memory
-    _check_device(expected, known_gpu(name, total_bytes).name)
-    return name, total_bytes
-
-
-def _links(worker: Worker, model: ModelSpec) -> LinkTimes | None:
-    import torch
-
-    from pgplan.verification.links import measure_links
-
-    if worker.world_size == 1:
-        return None
-    worker.phase("links")
-    return measure_links(worker, hidden_size=model.hidden_size, dtype=getattr(torch, model.dtype))
-
-
-def _share(
-    worker: Worker, model: ModelSpec, tp_sizes: list[int], sizes: Sizes
-) -> tuple[list[LayerTimes], list[EndTimes]]:
-    """Time this rank's share of the layers, embeddings and heads."""
-    import torch
-
-    points = itertools.count(1)
-    bench = Bench(model, torch.device(worker.device), sizes, told=lambda: worker.progress(next(points)))
-    # Layers take the longest: they come first, so that each rank has some.
-    tasks = [(kind, tp_size) for kind in (*range(len(model.kinds)), None) for tp_size in tp_sizes]
-    layers: list[LayerTimes] = []
-    ends: list[EndTimes] = []
-    for kind, tp_size in tasks[worker.rank :: worker.world_size]:
-        worker.phase("embedding and head" if kind is None else model.kinds[kind].kind)
-        if kind is None:
-            ends.append(bench.ends(tp_size=tp_size))
-        else:
-            layers.append(bench.layer(kind, tp_size=tp_size))
-    return layers, ends
 
 
 def summary(calibration: Calibration) -> str:

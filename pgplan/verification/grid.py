@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pgplan.cost.pricing import ends_digest, layer_digest
-from pgplan.hardware.calibration import EndTimes, LayerTimes
+from pgplan.hardware.calibration_rows import EndTimes, LayerTimes
 from pgplan.hardware.interpolation import Curve, Grid
 from pgplan.model.spec import ModelSpec
 from pgplan.verification.figures import Spread
@@ -56,10 +56,8 @@ class Bench:
 
     def layer(self, kind: int, *, tp_size: int) -> LayerTimes:
         """Time one kind of layer (an index), as the shard of one of ``tp_size`` ranks."""
-        import torch
-
         self._memory.release()
-        stage, layers = self._stack(kind, tp_size)
+        stage, layers = self.stack(kind, tp_size)
         spec = self.model.kinds[kind]
         window = (spec.attention.window if spec.attention else None) or 0
         # Times bend where a sliding window is full.
@@ -73,18 +71,11 @@ class Bench:
             (batch, context, Step(sequences=batch, length=1, start=context - 1))
             for batch, context in _crossings(self.sizes.batches, contexts)
         ]
-        steps = [step for _, _, step in (*prefills, *decodes)]
-        pool = torch.empty(
-            max(_cache_elements(stage, step) for step in steps), dtype=stage.dtype, device=self.device
-        )
+        pool = self.pool(stage, [step for _, _, step in (*prefills, *decodes)])
 
         def seconds(step: Step) -> float:
-            tokens = step.start + step.length
-            work = Pass(stage, stage.make_cache(pool, rows=step.sequences, tokens=tokens), step)
-            if self._memory.on_gpu:
-                work.capture()
             self._told()
-            return self._warm_s(work.run, budget_s=self.sizes.budget_of(step)) / layers
+            return self.pass_s(stage, pool, step) / layers
 
         prefill = {(tokens, prompt // 2): seconds(step) for tokens, prompt, step in prefills}
         decode = {(batch, context): seconds(step) for batch, context, step in decodes}
@@ -125,7 +116,22 @@ class Bench:
             head=timed_curve(self.sizes.rows, sample),
         )
 
-    def _stack(self, kind: int, tp_size: int) -> tuple[Stage, int]:
+    def pool(self, stage: Stage, steps: Sequence[Step]) -> torch.Tensor:
+        """Take the memory that the KV cache of any of some steps needs."""
+        import torch
+
+        elements = max(_cache_elements(stage, step) for step in steps)
+        return torch.empty(elements, dtype=stage.dtype, device=self.device)
+
+    def pass_s(self, stage: Stage, pool: torch.Tensor, step: Step) -> float:
+        """Return the seconds of a step through a stage."""
+        tokens = step.start + step.length
+        work = Pass(stage, stage.make_cache(pool, rows=step.sequences, tokens=tokens), step)
+        if self._memory.on_gpu:
+            work.capture()
+        return self._warm_s(work.run, budget_s=self.sizes.budget_of(step))
+
+    def stack(self, kind: int, tp_size: int) -> tuple[Stage, int]:
         """Build some layers of one kind, as many as leave room for their cache."""
         layers = self.sizes.layers
         while True:
@@ -146,8 +152,22 @@ class Bench:
             layers //= 2
 
     def _stage(self, model: ModelSpec, contents: Contents, tp_size: int) -> Stage:
-        shards = Shards(tp_size=tp_size, tp_rank=0, device=self.device)
-        return Stage(model, contents, shards, reduce=_same, gather=_same)
+        depth = self.model.num_layers
+        shards = Shards(tp_size=tp_size, tp_rank=self.tp_rank, device=self.device, depth=depth)
+        return Stage(model, contents, shards, reduce=self.reduce, gather=_same)
+
+    @property
+    def tp_rank(self) -> int:
+        """Say which of the ranks that share a layer this is: alone any, and the first."""
+        return 0
+
+    def reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Leave a partial sum as it is: what ranks say to each other is timed apart."""
+        return tensor
+
+    def most(self, value: float) -> float:
+        """Return the largest value of all ranks that measure the same."""
+        return value
 
     def _contexts(self, stage: Stage) -> tuple[int, ...]:
         """Return the contexts for which the largest batch's cache has room."""
@@ -161,7 +181,7 @@ class Bench:
 
     def _room_bytes(self) -> float:
         free = self._memory.free_bytes()
-        return float("inf") if free is None else _MEMORY_SHARE * free
+        return -self.most(float("-inf") if free is None else -_MEMORY_SHARE * free)
 
     def _graphed_s(self, run: Callable[[], object]) -> float:
         self._told()
@@ -172,7 +192,7 @@ class Bench:
         """Return the seconds of a run that is warm: the mean, on a CPU that others use too the least."""
         for repeats in (2, 2):
             once_s = min(times_s(run, self.device, repeats=repeats))
-        repeats = max(_FEWEST, min(_MOST, int(budget_s / once_s)))
+        repeats = max(_FEWEST, min(_MOST, int(budget_s / self.most(once_s))))
         seconds = times_s(run, self.device, repeats=repeats)
         return Spread.of(seconds).mean_s if self._memory.on_gpu else min(seconds)
 

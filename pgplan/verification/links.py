@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pgplan.distributed.tensor_plane import TensorPlane
-from pgplan.hardware.calibration import AllReduceTimes, LinkTimes
+from pgplan.hardware.calibration_rows import AllReduceTimes, LinkTimes
 from pgplan.hardware.interpolation import Curve
 from pgplan.launcher import Worker
+from pgplan.model.spec import ModelSpec
 from pgplan.verification.grid import times_s
 from pgplan.verification.hops import time_hops
 from pgplan.verification.passes import capture
@@ -33,13 +34,16 @@ _REPEATS, _FEWEST, _BUDGET_S = 50, 5, 0.25
 _IN_A_GRAPH, _BETWEEN = 5, 4
 
 
-def measure_links(worker: Worker, *, hidden_size: int, dtype: torch.dtype) -> LinkTimes:
-    """Measure on every rank of a run of several.
+def measure_links(worker: Worker, model: ModelSpec) -> LinkTimes:
+    """Measure on every rank of a run of several, with hops as wide as the model.
 
     A hop's time is from the sender's output being ready to the receiver having it (``hops``), over the
     slowest edge between neighbouring ranks; a verification times its own hops alike. All-reduces are as this
     rank saw them, between products.
     """
+    import torch
+
+    hidden_size, dtype = model.hidden_size, getattr(torch, model.dtype)
     with TensorPlane(worker.group, backend=worker.backend or "gloo", device=worker.device) as plane:
         on_gpu = plane.device.type == "cuda"
         token_bytes = 2 * hidden_size * dtype.itemsize
@@ -47,14 +51,14 @@ def measure_links(worker: Worker, *, hidden_size: int, dtype: torch.dtype) -> Li
         tokens = [count for count in _HOP_TOKENS if count * token_bytes <= largest]
         place = Place(worker, plane, pp_size=worker.world_size, tp_size=1)
         place.connect(max_tokens=tokens[-1], hidden_size=hidden_size, dtype=dtype)
-        hops = _curve(
+        hops = curve_of(
             [count * token_bytes for count in tokens], lambda size: _hop_s(place, size // token_bytes)
         )
         sizes = [size for size in _MESSAGES if size <= largest]
         reduces = tuple(
             AllReduceTimes(
                 ranks=ranks,
-                times=_curve(
+                times=curve_of(
                     sizes, partial(_all_reduce_s, group=group, hidden_size=hidden_size, dtype=dtype)
                 ),
             )
@@ -124,7 +128,8 @@ def _settled_s(run: Callable[[], object], group: TensorGroup) -> float:
     return statistics.median(times_s(run, device, repeats=repeats))
 
 
-def _curve(sizes: list[int], seconds: Callable[[int], float]) -> Curve:
+def curve_of(sizes: Sequence[int], seconds: Callable[[int], float]) -> Curve:
+    """Measure a curve at some sizes; its error is that of the middle one, if it had been left out."""
     curve = Curve(sizes=tuple(sizes), seconds=tuple(seconds(size) for size in sizes))
     # Between sizes both latency and bandwidth are at work; the middle one tells how straight it is there.
     middle = sizes[len(sizes) // 2]
@@ -133,5 +138,6 @@ def _curve(sizes: list[int], seconds: Callable[[int], float]) -> Curve:
         sizes=tuple(size for size in sizes if size != middle),
         seconds=tuple(s for size, s in zip(sizes, curve.seconds, strict=True) if size != middle),
     )
-    error = abs(inner.at(middle) / curve.at(middle) - 1) if len(sizes) > 2 else 0.0
+    # A difference may be nothing, on a CPU that others use too.
+    error = abs(inner.at(middle) / max(curve.at(middle), 1e-9) - 1) if len(sizes) > 2 else 0.0
     return replace(curve, error=round(error, 4))

@@ -83,9 +83,9 @@ class Place:
             else:
                 self.take_tokens(token)
 
-    def shards(self, *, seed: int = 0) -> Shards:
+    def shards(self, *, depth: int = 1) -> Shards:
         """Return who makes this rank's part of each weight."""
-        return Shards(tp_size=self.tp_size, tp_rank=self.tp_rank, device=self.device, seed=seed)
+        return Shards(tp_size=self.tp_size, tp_rank=self.tp_rank, device=self.device, depth=depth)
 
     def reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the ranks of the stage, in place."""

@@ -98,7 +98,7 @@ def _scales(shards: Shards, layout: Layout, weight: Weight, name: str) -> torch.
         drawn.uniform_(0.5, 1.5, generator=shards.generator(f"{name} scales"))
     # The scale of the tensor brings nvfp4 to its size.
     if not (layout.elements == "fp4" and layout.extras):
-        drawn *= layout.step * weight.cols**-0.5
+        drawn *= layout.step * shards.size_of(weight)
     return shards.own(drawn, weight, per=layout.block)
 
 
@@ -115,7 +115,7 @@ def _extras(shards: Shards, layout: Layout, weight: Weight, name: str) -> torch.
     del name  # the same for all
     each = torch.full((1, layout.extras), _STATIC_SCALE, device=shards.device)
     if layout.elements == "fp4":
-        each[0, 0] = layout.step * weight.cols**-0.5
+        each[0, 0] = layout.step * shards.size_of(weight)
     return each
 
 

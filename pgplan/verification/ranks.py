@@ -15,7 +15,6 @@ from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
 from pgplan.verification.checking import (
     Check,
-    build_stage,
     check_handoff,
     check_layers,
 )
@@ -186,7 +185,11 @@ class _Rank:
     def _lay_out(self) -> Stage | None:
         self._phase("weights")
         contents = Contents.of(self.plan, self.place.stage)
-        return self.room.lay_out_weights(lambda: build_stage(self.place, self.plan.model, contents))
+        place, model = self.place, self.plan.model
+        shards = place.shards(depth=model.num_layers)
+        return self.room.lay_out_weights(
+            lambda: Stage(model, contents, shards, reduce=place.reduce, gather=place.gather)
+        )
 
     def _lay_out_cache(self, stage: Stage) -> torch.Tensor | None:
         self._phase("kv cache")

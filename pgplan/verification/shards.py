@@ -28,11 +28,14 @@ class Shards:
         tp_size: Ranks that share the stage.
         tp_rank: This rank among them.
         device: Where the weights live.
+        depth: Layers that add to the stream: the more there are, the less each adds.
         seed: What all values follow from.
     """
 
-    def __init__(self, *, tp_size: int, tp_rank: int, device: torch.device, seed: int = 0) -> None:
-        self.tp_size, self.tp_rank, self.device, self.seed = tp_size, tp_rank, device, seed
+    def __init__(
+        self, *, tp_size: int, tp_rank: int, device: torch.device, depth: int = 1, seed: int = 0
+    ) -> None:
+        self.tp_size, self.tp_rank, self.device, self.depth, self.seed = tp_size, tp_rank, device, depth, seed
         self._scratch: torch.Tensor | None = None
 
     def matrix(self, place: str, *weights: Weight) -> torch.Tensor:
@@ -76,7 +79,7 @@ class Shards:
             piece = torch.zeros(rows, dtype=dtype, device=self.device)
             if weight.shard != "row" or self.tp_rank == 0:
                 drawn = self.draw(f"{place} {weight.name} bias", (whole_rows(weight), 1), dtype)
-                piece.copy_(self.own(drawn, weight)[:, 0]).mul_(0.1)
+                piece.copy_(self.own(drawn, weight)[:, 0]).mul_(0.1 * self._gain(weight))
             pieces.append(piece)
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
@@ -90,13 +93,27 @@ class Shards:
         return vector.copy_(self.own(drawn, weight)[:, 0]).mul_(0.1).add_(1.0)
 
     def _fill(self, target: torch.Tensor, weight: Weight, name: str) -> None:
-        """Fill ``target`` with this rank's shard; a product with it keeps the size of what goes in."""
-        whole = (whole_rows(weight), weight.cols)
-        size = weight.cols**-0.5
+        """Fill ``target`` with this rank's shard."""
+        whole, size = (whole_rows(weight), weight.cols), self.size_of(weight)
         if tuple(target.shape) == whole:
             target.normal_(0.0, size, generator=self.generator(name))
             return
         target.copy_(self.own(self.draw(name, whole, target.dtype, size), weight))
+
+    def size_of(self, weight: Weight) -> float:
+        """Return the standard deviation of a weight's values.
+
+        A product keeps the size of what goes in, and what is looked up in an embedding is as large as the
+        activations that a later stage starts from. In a deep model what a layer adds is smaller, as models
+        are initialised (GPT-2, Megatron-LM): attention adds nearly the same to all tokens of a sequence, and
+        layer by layer that would drown what tells them apart, until a router sends most to a few experts.
+        """
+        is_looked_up = weight.part == "embedding" and weight.shard == "vocab"
+        return 1.0 if is_looked_up else self._gain(weight) * weight.cols**-0.5
+
+    def _gain(self, weight: Weight) -> float:
+        """Return how large the output of a product is beside its input: those that end a block add it."""
+        return self.depth**-0.5 if weight.shard == "row" else 1.0
 
     def own(self, drawn: torch.Tensor, weight: Weight, *, per: tuple[int, int] = (1, 1)) -> torch.Tensor:
         """Return this rank's part of what was drawn for a whole weight.
