@@ -10,7 +10,10 @@ import pgplan as pg
 from pgplan.cost.sharding import rank_bytes
 from pgplan.errors import ModelError
 from pgplan.model.spec import ModelSpec, Weight
+from pgplan.verification.experts import Experts
 from pgplan.verification.memory import DeviceMemory
+from pgplan.verification.passes import Pass
+from pgplan.verification.pieces import Step
 from pgplan.verification.scaling import narrowed, narrowing_factor, shortened
 from pgplan.verification.shards import Shards, check_supported
 from pgplan.verification.stage import Contents, Stage
@@ -100,3 +103,46 @@ def test_a_shortened_model_keeps_every_kind_on_every_stage() -> None:
     model = pg.load_model("deepseek-v2-lite")  # one dense layer, then 26 with experts
     short, split = shortened(model, (14, 13))
     assert (split, short.pattern) == ((3, 2), (0, 1, 1, 1, 1))
+
+
+def test_what_is_looked_up_is_large_and_what_a_deep_model_adds_is_small() -> None:
+    model = small("llama-3.1-8b", layers=1)
+    down, up = named(model, "down_proj"), named(model, "up_proj")
+
+    def deviation(weight: Weight, depth: int) -> float:
+        shards = Shards(tp_size=1, tp_rank=0, device=CPU, depth=depth)
+        return float(shards.matrix("layer 0", weight).std())
+
+    assert deviation(model.embedding, 25) == pytest.approx(1.0, rel=0.05)
+    assert deviation(up, 25) == pytest.approx(up.cols**-0.5, rel=0.05)
+    assert deviation(down, 25) == pytest.approx(deviation(down, 1) / 5, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_deep_stage_routes_as_evenly_in_its_last_layer_as_in_its_first(is_first: bool) -> None:
+    model = narrowed(pg.load_model("qwen3-30b-a3b").with_layers(24), 16)
+    contents = Contents(
+        layers=tuple(range(24)), embedding=is_first, head=False, is_first=is_first, is_last=False
+    )
+    shards = Shards(tp_size=1, tp_rank=0, device=CPU, depth=model.num_layers)
+    stage = Stage(model, contents, shards, reduce=lambda x: x, gather=lambda x: x)
+    unevenness = []
+
+    def note(experts: Experts, x: torch.Tensor) -> None:
+        picked = experts.router(x).topk(8, -1).indices.view(-1)
+        counts = torch.bincount(picked, minlength=128).float()
+        unevenness.append(float(counts.std() / counts.mean()))
+
+    for layer in stage.layers:
+        experts = layer.mlp
+        assert isinstance(experts, Experts)
+        routed = experts._routed
+        layer.mlp._routed = lambda x, experts=experts, routed=routed: (note(experts, x), routed(x))[1]
+    step = Step(sequences=2, length=256, start=0)
+    pool = torch.zeros(stage.cache_elements(rows=2, tokens=256))
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        Pass(stage, stage.make_cache(pool, rows=2, tokens=256), step).run()
+    # Where each of so many layers adds as much as if it were alone, it grows sixfold.
+    assert len(unevenness) == 24 and max(unevenness) < 1.5 * unevenness[0] < 0.45

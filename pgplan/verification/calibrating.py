@@ -179,6 +179,12 @@ def summary(calibration: Calibration) -> str:
             f"{row.kind}, tp {row.tp_size}: {points} points; between them off by up to "
             f"{100 * row.prefill.error:.1f} % (prefill) and {100 * row.decode.error:.1f} % (decode)"
         )
+    for shared in calibration.reduces:
+        chunk, step = (f"{1e6 * curve.seconds[-1]:.0f} us" for curve in (shared.prefill, shared.decode))
+        lines.append(
+            f"{shared.kind}, tp {shared.tp_size}: all-reduces add {chunk} to a chunk of "
+            f"{shared.prefill.sizes[-1]} tokens and {step} to a step of {shared.decode.sizes[-1]} requests"
+        )
     links = calibration.links
     if links is not None:
         lines.append(
