@@ -210,5 +210,6 @@ def without(whole: Calibration, model: str) -> Calibration:
         models=tuple(name for name in whole.models if name != model),
         layers=tuple(row for row in whole.layers if row.model != model),
         ends=tuple(row for row in whole.ends if row.model != model),
+        reduces=tuple(row for row in whole.reduces if row.model != model),
     )
     return extend(rest, rest)
