@@ -42,7 +42,8 @@ def calibrate(
     """Measure how long each kind of layer of a model takes here, and what moving activations costs.
 
     One GPU takes about a minute; with several they share the layers, and the links between them are
-    measured, too, and what all-reduces add to layers that ranks share. Without a GPU the CPU is measured, at small sizes.
+    measured, too, and what all-reduces add to layers that ranks share. Without a GPU the CPU is measured, at
+    small sizes.
 
     Args:
         model: Whose layers to time; a name, path or dict is loaded.
