@@ -162,6 +162,31 @@ def test_noise_ends_the_link_and_is_told(noise: bytes) -> None:
     mesh[0][1].close()
 
 
+def test_a_message_arrives_in_whatever_pieces_and_company_it_comes() -> None:
+    mesh = socket_mesh(2)
+    group = StatelessProcessGroup.from_sockets(mesh[1], rank=1, world_size=2)
+
+    def frame(kind: int, number: int) -> bytes:
+        head = bytes([number])  # a small integer in msgpack
+        return HEADER.pack(MAGIC, kind, 0, len(head), 0, number, time.monotonic()) + head
+
+    wire, stream = mesh[0][1], frame(Kind.OBJECT, 0)
+    for number in range(len(stream)):
+        stream = frame(Kind.OBJECT, number)
+        wire.sendall(stream[:number])
+        rest = threading.Timer(0.002, wire.sendall, [stream[number:]])
+        rest.start()
+        assert group.recv_obj(0) == number
+        rest.join()
+    credit, business = frame(Kind.CREDIT, 0), frame(Kind.ANNOUNCED, 0)
+    wire.sendall(credit + frame(Kind.OBJECT, 1) + business + frame(Kind.OBJECT, 2))
+    wire.sendall(frame(Kind.BROADCAST, 3) + frame(Kind.OBJECT, 4))
+    assert [group.recv_obj(0) for _ in range(3)] == [1, 2, 4]
+    assert group.broadcast_obj(None, 0) == 3
+    group.close()
+    wire.close()
+
+
 def test_only_sealed_memory_files_are_mapped() -> None:
     writable = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(writable, MIB)
@@ -250,6 +275,22 @@ def test_a_killed_rank_is_named_at_once_on_every_rank_in_every_wait() -> None:
         for rank in (0, 1, 3):
             assert workers.line(rank).startswith("PeerLostError: rank 2 is gone: its connection")
         assert time.monotonic() - start_s < 1
+
+
+def test_a_receive_ends_when_another_rank_is_lost_before_or_just_after_it_began() -> None:
+    for after_s in (0.0, 0.005):
+        mesh = socket_mesh(3)
+        group = StatelessProcessGroup.from_sockets(mesh[1], rank=1, world_size=3)
+        loss = threading.Timer(after_s, mesh[2][1].close)
+        start_s = time.monotonic()
+        loss.start()
+        with pytest.raises(
+            PeerLostError, match=r"rank 2 is gone: .* rank 1 was waiting for an object from rank 0"
+        ):
+            group.recv_obj(0)
+        assert time.monotonic() - start_s < 1
+        group.close()
+        close_all([*mesh[0].values(), mesh[2][0]])
 
 
 def test_a_rank_that_goes_shows_at_the_descriptor_of_its_socket_and_at_no_other() -> None:

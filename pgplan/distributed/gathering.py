@@ -42,11 +42,10 @@ def _through_hub(exchange: Exchange, mine: Message, others: list[int]) -> tuple[
     """Return which ranks send their objects to everybody themselves, and the objects of the others."""
     if exchange.mesh.rank != 0:
         exchange.post(mine, [0])
-        parcel = exchange.take_parcel(Kind.GATHERED, 0)
-        joined: bytes | memoryview = parcel.head
+        joined: bytes | memoryview = exchange.take(Kind.GATHERED, 0, encoded=True)
     else:
         exchange.wait_for(Kind.GATHER, others)
-        heads = [mine.head, *(exchange.take_parcel(Kind.GATHER, r).head for r in others)]
+        heads = [mine.head, *(exchange.take(Kind.GATHER, r, encoded=True) for r in others)]
         direct = [rank for rank, head in enumerate(heads) if not head]
         joined = codec.join([codec.encode(direct)[0], *(head or codec.NOTHING for head in heads)])
         exchange.post(Message(Kind.GATHERED, joined, readers=len(others)), others)

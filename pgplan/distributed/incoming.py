@@ -1,4 +1,4 @@
-"""Read frames from one peer without ever waiting for it.
+"""Read frames from one peer, waiting for them a moment at most.
 
 Nothing is allocated before the size is checked, and on an authenticated connection nothing is looked at
 before its tag is.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import array
 import os
 import socket
+import struct
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pgplan.distributed.memory_files import open_file
@@ -29,11 +31,17 @@ if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
 
 _READ_BYTES = 64 << 10
+# How long a wait for one peer looks at nobody else. A read that blocks is the cheapest wait there is: the
+# process sleeps in the call that brings the message, where epoll takes three calls and polling takes the core
+# from whoever is to send. It is also by how much the loss of another peer is noticed later.
+MOMENT_S = 0.02
+_MOMENT = struct.pack("@ll", 0, round(1e6 * MOMENT_S))
 # Plain integers: socket's own flags are enumerations, slow to combine.
-_CLOSE_ON_EXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+_TRUNCATED, _AT_ONCE = int(socket.MSG_CTRUNC), int(socket.MSG_DONTWAIT)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 # What a named tuple's own constructor calls; that one is Python code and takes as long as a small message.
-_new_tuple = tuple.__new__
+_new_tuple, _unpack_header = tuple.__new__, HEADER.unpack_from
 
 
 class Inbox(list[deque[Parcel]]):
@@ -62,19 +70,31 @@ class Incoming:
 
     Attributes:
         ended: Why nothing will arrive any more, or None.
+
+    Args:
+        sock: The connected socket; from here on its reads may block, for a moment.
+        inbox: Where the user's objects go.
+        on_business: Told every other frame.
+        max_message_bytes: The largest message to accept.
+        seal: What checks the frames of an authenticated connection.
+        clock_offset_s: How far the peer's clock is ahead.
     """
 
     def __init__(
         self,
         sock: socket.socket,
         inbox: Inbox,
+        on_business: Callable[[Parcel], None],
         *,
         max_message_bytes: int,
         seal: Seal | None = None,
         clock_offset_s: float = 0.0,
     ) -> None:
+        sock.setblocking(True)  # each call that is not to wait says so
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)
         self.ended: str | None = None
-        self._socket, self._inbox = sock, inbox
+        self._socket, self._inbox, self._on_business = sock, inbox, on_business
+        self._business: deque[Parcel] = deque()
         self._descriptor_space = _DESCRIPTOR_SPACE if sock.family == socket.AF_UNIX else 0
         self._max_bytes = max_message_bytes
         self._seal = seal
@@ -86,28 +106,55 @@ class Incoming:
         self._digest = b""
         self._filled_bytes = 0
 
-    def receive(self) -> list[Parcel]:
-        """Put the objects that have arrived into the inbox and return the frames that are none.
+    def hear(self, kind: int) -> Parcel | None:
+        """Wait a moment for the peer's next message of this kind and return it; the inbox has none of them.
+
+        This is the way of nearly every message, kept short: of one that comes alone, whole and without a
+        body. Whatever else comes is delivered as by ``receive``, and None returned.
+        """
+        if self._unparsed or self._partial is not None:  # the next one has begun already
+            return None
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                _READ_BYTES, self._descriptor_space, _CLOSE_ON_EXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            self.ended = f"its connection broke ({error.strerror})"
+            return None
+        head_bytes = len(data) - HEADER_BYTES
+        if 0 <= head_bytes <= self._max_bytes and self._seal is None and not ancillary:
+            magic, its_kind, flags, size_bytes, body_bytes, number, sent_s = _unpack_header(data)
+            if its_kind == kind and size_bytes == head_bytes and magic == MAGIC and not (flags or body_bytes):
+                sent_s -= self._clock_offset_s
+                return _new_tuple(Parcel, (kind, number, sent_s, data[HEADER_BYTES:], None, head_bytes))
+        self.receive((data, ancillary, flags))
+        return None
+
+    def receive(self, came: tuple[bytes, list[tuple[int, int, bytes]], int] | None = None) -> bool:
+        """Deliver what has arrived, objects to the inbox, and return whether more may come.
 
         The end of the connection is noted in ``ended``. A peer that breaks the protocol or sends more than
         the limit is not listened to any more.
+
+        Args:
+            came: What was read already and nobody has looked at: data, ancillary data and flags.
         """
-        business: list[Parcel] = []
         more = self.ended is None
         while more:
             try:
                 if self._partial is not None:
-                    more = self._fill(business)
+                    more = self._fill()
                     continue
-                data, ancillary, flags, _ = self._socket.recvmsg(
-                    _READ_BYTES, self._descriptor_space, _CLOSE_ON_EXEC
-                )
+                data, ancillary, flags = came or self._read_at_once()
+                came = None
                 if ancillary or flags & _TRUNCATED:
                     self._keep_files(ancillary, flags)
                 if not data:
                     self.ended = "its connection closed without a goodbye"
                     break
-                self._unparsed = self._parse(self._unparsed + data if self._unparsed else data, business)
+                self._unparsed = self._parse(self._unparsed + data if self._unparsed else data)
                 more = len(data) == _READ_BYTES or self._partial is not None
             except (BlockingIOError, InterruptedError):
                 break
@@ -115,19 +162,24 @@ class Incoming:
                 more, self.ended = False, f"its connection broke ({error.strerror})"
             except MessageError as error:
                 more, self.ended = False, f"it sent what cannot be trusted: {error}"
-        return business
+        while self._business:  # what comes of it is nothing that the peer has to answer for
+            self._on_business(self._business.popleft())
+        return self.ended is None
 
-    def _fill(self, business: list[Parcel]) -> bool:
+    def _read_at_once(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        return self._socket.recvmsg(_READ_BYTES, self._descriptor_space, _CLOSE_ON_EXEC | _AT_ONCE)[:3]
+
+    def _fill(self) -> bool:
         """Read on into the body of a frame under way and return whether there may be more to read."""
         parcel = self._partial
         if parcel is None or parcel.body is None:
             return False
-        received = self._socket.recv_into(parcel.body[self._filled_bytes :])
+        received = self._socket.recv_into(parcel.body[self._filled_bytes :], 0, _AT_ONCE)
         if not received:
             self.ended = "its connection closed in the middle of a message"
             return False
         self._filled_bytes += received
-        return self._finish(parcel, business)
+        return self._finish(parcel)
 
     def _keep_files(self, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
         for _, _, content in ancillary:
@@ -137,7 +189,7 @@ class Incoming:
         if flags & _TRUNCATED:
             raise MessageError("its memory file was lost, as this process has no descriptor left")
 
-    def _parse(self, data: bytes, business: list[Parcel]) -> bytes:
+    def _parse(self, data: bytes) -> bytes:
         """Deliver the frames at the start of ``data`` and return what is left of it."""
         start, seal = 0, self._seal
         while len(data) - start >= HEADER_BYTES:
@@ -162,13 +214,13 @@ class Incoming:
             parcel = _new_tuple(Parcel, (kind, number, sent_s, head, body, inline_bytes + body_bytes))
             start = stop
             if body is None or flags & BODY_IN_FILE:
-                (self._inbox[kind] if kind < Kind.ARRIVED else business).append(parcel)
+                (self._inbox[kind] if kind < Kind.ARRIVED else self._business).append(parcel)
                 continue
             here = data[start : start + body_bytes]
             body[: len(here)] = here
             self._filled_bytes = len(here)
             start += len(here)
-            if not self._finish(parcel, business):
+            if not self._finish(parcel):
                 break
         return data[start:]
 
@@ -190,7 +242,7 @@ class Incoming:
             raise MessageError("a frame speaks of a memory file that did not come with it")
         return open_file(self._descriptors.popleft(), body_bytes)
 
-    def _finish(self, parcel: Parcel, business: list[Parcel]) -> bool:
+    def _finish(self, parcel: Parcel) -> bool:
         """Deliver the frame if its body is whole; keep it as the one under way otherwise."""
         if parcel.body is not None and self._filled_bytes < len(parcel.body):
             self._partial = parcel
@@ -198,11 +250,13 @@ class Incoming:
         self._partial = None
         if self._seal is not None and parcel.body is not None:
             self._seal.check_body(parcel.body, self._digest)
-        (self._inbox[parcel.kind] if parcel.kind < Kind.ARRIVED else business).append(parcel)
+        (self._inbox[parcel.kind] if parcel.kind < Kind.ARRIVED else self._business).append(parcel)
         return True
 
     def close(self) -> None:
         """Give back what arrived and was never taken."""
         while self._descriptors:
             os.close(self._descriptors.popleft())
+        for parcels in self._inbox:
+            parcels.clear()
         self._partial = None

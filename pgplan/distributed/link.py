@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
 
 # A reader tells its sender each time it has read this much; far below any sensible bound on unread bytes.
-_CREDIT_BYTES = 1 << 20
+CREDIT_BYTES = 1 << 20
 
 
 class Link:
@@ -23,10 +23,13 @@ class Link:
 
     Attributes:
         rank: The peer.
-        lost: Why the peer is gone without having left, or None.
         left: Whether the peer closed the group; all that it sent has arrived then.
         unread_bytes: What was sent to the peer and is, as far as known, not read there yet.
         inbox: What arrived from the peer and is not read yet.
+        on_business: Told this peer's rank and every frame that concerns the whole group.
+        read_bytes: What was read here since the peer was last told.
+        hear: Waits a moment for an object's message; see ``Incoming.hear``.
+        receive: Takes in what has arrived; see ``Incoming.receive``.
     """
 
     def __init__(
@@ -38,17 +41,23 @@ class Link:
         seal: Seal | None = None,
         clock_offset_s: float = 0.0,
     ) -> None:
-        sock.setblocking(False)
         self.socket, self.rank = sock, rank
-        self.lost: str | None = None
         self.left = False
         self.unread_bytes = 0
         self.inbox = Inbox()
-        self._read_bytes = 0
+        self.on_business: Callable[[int, Parcel], None] = lambda rank, parcel: None
+        self.read_bytes = 0
         self._outgoing = Outgoing(sock, seal=seal)
         self._incoming = Incoming(
-            sock, self.inbox, max_message_bytes=max_message_bytes, seal=seal, clock_offset_s=clock_offset_s
+            sock,
+            self.inbox,
+            self._mind,
+            max_message_bytes=max_message_bytes,
+            seal=seal,
+            clock_offset_s=clock_offset_s,
         )
+        # Bound here: a call in between would cost every message.
+        self.hear, self.receive = self._incoming.hear, self._incoming.receive
 
     def send(self, message: Message, frame: bytes = b"") -> bool:
         """Send an object's message without waiting for its reader; return whether the peer can have it.
@@ -69,41 +78,31 @@ class Link:
         header = HEADER.pack(MAGIC, kind, 0, len(content), 0, number, time.monotonic())
         self._outgoing.put(header + content)
 
-    def receive(self, on_business: Callable[[int, Parcel], None]) -> bool:
-        """Take in what has arrived, objects to the inbox, and return whether more may come.
+    def _mind(self, parcel: Parcel) -> None:
+        """Take in a frame that is no object."""
+        if parcel.kind < Kind.CREDIT:
+            self.on_business(self.rank, parcel)
+        elif parcel.kind == Kind.CREDIT:
+            self.unread_bytes -= parcel.number
+        elif parcel.kind == Kind.GOODBYE:  # without a reason the peer has left, with one it has failed
+            reason = bytes(parcel.head).decode(errors="replace")
+            self.left = not reason
+            self._incoming.ended = reason or "it left the group"
 
-        Args:
-            on_business: Told this peer's rank and every frame that concerns the whole group.
-        """
-        for parcel in self._incoming.receive():
-            if parcel.kind < Kind.CREDIT:
-                on_business(self.rank, parcel)
-            elif parcel.kind == Kind.CREDIT:
-                self.unread_bytes -= parcel.number
-            elif parcel.kind == Kind.GOODBYE:
-                self._part(bytes(parcel.head).decode(errors="replace"))
-        if self._incoming.ended and not self.left:
-            self.lost = self.lost or self._incoming.ended
-        return not (self.left or self.lost)
-
-    def _part(self, reason: str) -> None:
-        """Note a goodbye: without a reason the peer has left, with one it has failed."""
-        if reason:
-            self.lost = reason
-        else:
-            self.left = True
+    @property
+    def lost(self) -> str | None:
+        """Return why the peer is gone without having left, or None."""
+        return None if self.left else self._incoming.ended
 
     @property
     def ended(self) -> bool:
         """Return whether nothing more can arrive."""
         return self._incoming.ended is not None
 
-    def read(self, size_bytes: int) -> None:
-        """Count bytes as read, and let the sender know every now and then."""
-        self._read_bytes += size_bytes
-        if self._read_bytes >= _CREDIT_BYTES:
-            self.tell(Kind.CREDIT, self._read_bytes)
-            self._read_bytes = 0
+    def give_credit(self) -> None:
+        """Let the peer know how much was read here; to be called when that has come to CREDIT_BYTES."""
+        self.tell(Kind.CREDIT, self.read_bytes)
+        self.read_bytes = 0
 
     def undelivered_bytes(self) -> int:
         """Return how many bytes the peer's kernel does not hold yet."""

@@ -1,8 +1,10 @@
-"""Wait on the links of one rank: the only place where the metadata plane ever blocks.
+"""Wait on the links of one rank.
 
-Every wait is on one ``epoll`` over all links. It ends when what it waits for is there, at its limit, or as
-soon as any peer is lost: a group that has lost a member cannot finish what it is about, and the ranks that do
-not talk to the dead one should learn its name too, not that of the next one to fail.
+Every wait is on one ``epoll`` over all links; one for a single peer listens to that peer alone for a moment
+before (``Incoming.receive``), and nothing else in the metadata plane ever blocks. A wait ends when what it
+waits for is there, at its limit, or as soon as any peer is lost: a group that has lost a member cannot finish
+what it is about, and the ranks that do not talk to the dead one should learn its name too, not that of the
+next one to fail.
 """
 
 from __future__ import annotations
@@ -45,13 +47,13 @@ class Mesh:
     ) -> None:
         self.links = dict(links)
         self.rank = rank
-        self.on_parcel = on_parcel
         self.whole = True
         self._epoll = select.epoll()
         self._most_events = max(1, len(self.links))
         self._by_descriptor = {link.socket.fileno(): link for link in self.links.values()}
-        for descriptor in self._by_descriptor:
+        for descriptor, link in self._by_descriptor.items():
             self._epoll.register(descriptor, select.EPOLLIN)
+            link.on_business = on_parcel
         self.others = sorted(links)
         self._present = sorted([rank, *links])
         _open.add(self)
@@ -74,7 +76,7 @@ class Mesh:
             events = self._await_events(timeout_s)
         for descriptor, _ in events:
             link = self._by_descriptor[descriptor]
-            if not link.receive(self.on_parcel):
+            if not link.receive():
                 self.part(link)
 
     def _await_events(self, timeout_s: float) -> list[tuple[int, int]]:
@@ -89,10 +91,9 @@ class Mesh:
     def part(self, link: Link) -> None:
         """Do without a peer that has left or is lost, as its link's ``receive`` tells."""
         self.whole = False
-        if link.left and link.rank in self._present:
+        self._epoll.unregister(link.socket)
+        if link.left:
             self._present = [r for r in self._present if r != link.rank]
-        if link.ended:
-            self._epoll.unregister(link.socket)
 
     def wait(self, done: Callable[[], bool], *, doing: Callable[[], str], deadline_s: float) -> bool:
         """Pump until ``done()`` or the deadline (on the monotonic clock); return whether it is done.

@@ -30,8 +30,8 @@ _RETRY_S = 0.005
 _TCP_UNACKNOWLEDGED = 0x5411  # SIOCOUTQ of Linux
 # The kernel may grant less; what it grants, a message can use without a thread.
 _SEND_BUFFER_BYTES = 4 << 20
-# Plain integers: socket's own flags are enumerations, slow to combine.
-_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
+# A plain integer: socket's own flags are enumerations, slow to combine.
+_AT_ONCE = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class Outgoing:
@@ -77,7 +77,7 @@ class Outgoing:
         sent = 0
         if self._thread is None:  # then nothing is queued, and nobody else can begin to
             try:
-                sent = self._socket.send(frame, _NO_SIGNAL)
+                sent = self._socket.send(frame, _AT_ONCE)
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError as error:
@@ -116,7 +116,7 @@ class Outgoing:
         if descriptor is not None:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
         try:
-            return self._socket.sendmsg(parts, ancillary, _NO_SIGNAL)
+            return self._socket.sendmsg(parts, ancillary, _AT_ONCE)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:

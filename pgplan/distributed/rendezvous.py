@@ -121,6 +121,7 @@ class Rendezvous:
             seal=member.seal,
             clock_offset_s=member.clock_offset_s,
         )
+        link.on_business = self._take
         self.links[member.rank] = link
         self._board.watch(sock, lambda: self._hear(link))
         if self._me.rank == 0:
@@ -137,7 +138,7 @@ class Rendezvous:
 
     def _hear(self, link: Link) -> None:
         """Take in what a member says."""
-        if link.receive(self._take):
+        if link.receive():
             return
         if self._me.rank == 0 and not self._heard["connect"]:
             # It may come again: until the addresses are given out nothing depends on it.
