@@ -132,7 +132,7 @@ def golden_table(result: dict[str, Any], row: Row) -> Iterator[str]:
         role = f", host term {one['role']}" if one["role"] else ""
         reached = one["reached"]
         yield row(
-            one["run"],
+            one["run"] + ("" if one["fills_pipeline"] else ", one step at a time"),
             f"`{one['tier']}`{role}",
             f"{reached:,.0f}",
             f"{one['with_host']:,.0f}",
