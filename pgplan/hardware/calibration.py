@@ -29,8 +29,8 @@ class Efficiencies:
 
     Args:
         product, experts, attention, masked_attention, latent: Of the matmul rate: matrix products, those of
-            routed experts, fused causal attention, the same with a window or with tokens in the cache before
-            it, decode attention in the latent space of MLA.
+            routed experts, fused causal attention, the same over a window, decode attention in the latent
+            space of MLA.
         weights, expert_weights, cache, latent_cache, copy: Of the memory bandwidth: reading weights, those
             of routed experts, the KV cache, MLA's; element-wise kernels.
         decode_kernel_s: The shortest time of a kernel in a decode step.
