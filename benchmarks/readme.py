@@ -91,14 +91,17 @@ def widget_table(result: dict[str, Any]) -> Iterator[str]:
             over_cell = f"{over:.1f}{verdict(over, PAINT_GOAL_MS)}"
         seen = f"{paint['median_ms']:.1f} / {paint['p95_ms']:.1f}"
         yield row(WIDGET_CHANGES[name], kernel_cell, over_cell, seen)
+    ruler = result["times"]["pp"]["ruler"]
     lost = sum(one["wanted"] != one["kernel"] for one in result["bursts"])
     before, after = result["growth"]["before"], result["growth"]["after"]
     memory, nodes = (after[key] - before[key] for key in ("kernel_mib", "nodes"))
     yield (
         f"\nFinal values lost in {len(result['bursts'])} bursts of 100 changes: {lost}. After "
         f"{result['growth']['changes']:,} changes: kernel {memory:+.1f} MiB, DOM nodes {nodes:+d}. "
-        "The sentences follow one frame later, comparisons, exports and hover figures once the hand rests; "
-        "neither is in these times. "
+        f"Ruler and sentences follow one frame later (the ruler after the pp slider: "
+        f"{ruler['median_ms']:.0f} / {ruler['p95_ms']:.0f} ms), comparisons, exports and hover figures once "
+        f"the hand rests; neither is in these times. Of {result['quiet']['moments']} moments that were "
+        f"waited for {result['quiet']['given_up']} were not quiet. "
         f"{machine(result)}\n"
     )
 

@@ -11,8 +11,10 @@ Llama-3.1-405B (126 layers) over 64 stages of one H200 each, in headless Chromiu
   and the browser take whatever is drawn. It is moved in turn with the planner, so both see the same machine.
 
 Each drag moves another cut, and each round serves prompts of a new length, so that no timed change has been
-planned before. Afterwards come bursts of 100 changes, whose last value must arrive, and 1,000
-changes, after which the kernel and the page must be as large as before.
+planned before. Before each of them, the bare slider's too, the benchmark waits for a moment in which no other
+guest of the host slows a core down (``quiet``), and tells how often it waited in vain. Afterwards come bursts
+of 100 changes, whose last value must arrive, and 1,000 changes, after which the kernel and the page must be
+as large as before.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, expect
+from quiet import Quiet
 from recording import RESULTS, in_a_cell, machine, met, save, summary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -40,7 +43,7 @@ BURST = 100
 MEMORY_GOAL_MIB, NODES_GOAL = 10.0, 50
 
 
-def paint_times(bench: Bench, repetitions: int) -> dict[str, list[float]]:
+def paint_times(bench: Bench, repetitions: int, quiet: Quiet) -> dict[str, list[float]]:
     """Move the cut, the pp slider and the bare slider in turn.
 
     The same goes before each of them. What does counts, and has nothing to do with the widget: JupyterLab's
@@ -51,6 +54,8 @@ def paint_times(bench: Bench, repetitions: int) -> dict[str, list[float]]:
 
     def take(names: tuple[str, ...], act: Callable[[], list[float]]) -> None:
         bench.change_workload()
+        bench.rest()
+        quiet.wait()
         for name, ms in zip(names, act(), strict=True):
             times[name].append(ms)
 
@@ -117,10 +122,11 @@ def measure(browser: Browser, repetitions: int, changes: int) -> dict[str, Any]:
         run_notebook(page)
         page.evaluate(IN_THE_PAGE)
         PlannerPage(page).picture.wait_for()
-        bench = Bench(page)
-        paint_times(bench, 4)  # what is compiled and cached on first use
+        bench, quiet = Bench(page), Quiet()
+        paint_times(bench, 4, quiet)  # what is compiled and cached on first use
         bench.ask("turns.clear()")
-        paint = paint_times(bench, repetitions)
+        quiet.moments = quiet.given_up = 0
+        paint = paint_times(bench, repetitions, quiet)
         # The picture comes by the post, with all else that changes.
         shows = "shows=planner._screen.post"
         kernel = {
@@ -132,7 +138,8 @@ def measure(browser: Browser, repetitions: int, changes: int) -> dict[str, Any]:
         size = growth(bench, changes)
         if visited.complaints:
             raise RuntimeError("\n".join(visited.complaints))
-    return {"kernel": kernel, "paint": paint, "bursts": bursts, "growth": size}
+    waits = {"moments": quiet.moments, "given_up": quiet.given_up}
+    return {"kernel": kernel, "paint": paint, "quiet": waits, "bursts": bursts, "growth": size}
 
 
 def _made(folder: Path) -> Path:
@@ -158,6 +165,7 @@ def report(record: dict[str, Any]) -> None:
             line += f"painted {met(over, PAINT_GOAL_MS)}"
         print(line)
     print(f"{'ruler':31}{in_a_cell(record['times']['pp']['ruler']):>25}   after the pp slider")
+    print("of {moments} moments {given_up} were not quiet".format(**record["quiet"]))
     for one in record["bursts"]:
         print(
             f"burst of {one['changes']}: ends at {one['wanted']}, kernel at {one['kernel']} after "
@@ -196,6 +204,7 @@ def main() -> None:
         "what": f"{MODEL}, {STAGES} x {GPU}, vLLM, in JupyterLab",
         "repetitions": options.repetitions,
         "times": times,
+        "quiet": measured["quiet"],
         "bursts": measured["bursts"],
         "growth": measured["growth"],
     }
