@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from triton_device import devices, without_gpu
+from triton_device import devices, whole_numbers, without_gpu  # noqa: F401  a fixture is used by being here
 
 from pgplan.verification import causal
 from pgplan.verification.causal import Tiling, causal_attention, launch_join, launch_window
@@ -20,20 +18,6 @@ SMALL = Tiling(rows=32, keys=16, warps=4, stages=2)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Triton 3.6's interpreter loop under NumPy 2.4, for which an array of one number is no number."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_further(tensor: type, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_further)
 
 
 def equal(found: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from triton_device import devices, without_gpu
+from triton_device import devices, whole_numbers, without_gpu  # noqa: F401  a fixture is used by being here
 
 from pgplan.verification import compressed, fused, latent_kernels
 from pgplan.verification.compressed import Tiling
@@ -20,20 +19,6 @@ RANK, ROPE = 512, 64
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Triton 3.6's interpreter loop under NumPy 2.4, for which an array of one number is no number."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patch_further(tensor: type, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_further)
 
 
 def equal(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
