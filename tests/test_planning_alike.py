@@ -56,3 +56,12 @@ def test_ranges_that_are_taken_for_alike_are(engine: str) -> None:
                 assert figures(costing, span) == figures(costing, alike), (costing.model.name, span)
     # Otherwise this would show nothing.
     assert moved > 100
+
+
+def test_an_equal_stage_elsewhere_keeps_its_own_place() -> None:
+    cluster = pg.Cluster.uniform("H200", pp_size=4)
+    for split in ((19, 21, 20, 20), (20, 21, 20, 19), (21, 21, 19, 19), (19, 21, 21, 19)):
+        stages = pg.plan("llama-3.1-70b", cluster, split=split).stages
+        assert [(stage.stage, stage.start, stage.stop) for stage in stages] == [
+            (index, sum(split[:index]), sum(split[: index + 1])) for index in range(4)
+        ]

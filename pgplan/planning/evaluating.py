@@ -82,7 +82,7 @@ def _kept_stage(costing: Costing, outcome: Outcome, stage: int) -> StagePlan:
     def make() -> StagePlan:
         key = ("equal", costing.stage_classes[stage], costing.alike(*span), figures)
         equal = costing.kept(key, lambda: _stage(costing, outcome, stage))
-        return equal if equal.stage == stage else replace(equal, stage=stage, start=span[0], stop=span[1])
+        return replace(equal, stage=stage, start=span[0], stop=span[1])
 
     return costing.kept(("plan", stage, span, figures), make)
 
