@@ -3,6 +3,7 @@
     python benchmarks/handoff.py                 # every layout that the machine's GPUs allow
     python benchmarks/handoff.py --quick         # fewer sizes and repetitions
     python benchmarks/handoff.py --backend gloo  # on the CPU, to try the script itself
+    python benchmarks/handoff.py --nodes         # two nodes, played by two GPUs
 
 Layouts: pp 2 x tp 1 (2 GPUs), pp 2 x tp 2 and pp 4 x tp 1 (4), pp 8 x tp 1, pp 4 x tp 2 and pp 2 x tp 4 (8),
 as far as there are GPUs. A hop is two bf16 tensors of width 2048; what is timed, on the first stage's host
@@ -20,6 +21,10 @@ answer without a hop is taken off both times.
 
 ``streamed`` is the time per hop when many follow each other without an answer. Every size and method is also
 sent once with random bytes that the last stage makes again from the same seed, and compared bit by bit.
+
+``--nodes`` runs pp 2 x tp 2 on two GPUs. Both stages use both; NCCL is told that each stage is a host of its
+own: between the stages bytes go through sockets on the loopback interface, within a stage over NVLink. Two
+processes on one GPU take turns, so small hops say nothing there; large ones wait for the sockets.
 """
 
 from __future__ import annotations
@@ -41,6 +46,8 @@ from pgplan.launcher.backends import choose_backend, visible_gpus  # noqa: E402
 LAYOUTS = ((2, 1), (2, 2), (4, 1), (8, 1), (4, 2), (2, 4))
 SIZES = [8 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB]
 QUICK_SIZES = [8 * KIB, 128 * KIB, MIB, 16 * MIB]
+NODES_SIZES = [MIB, 4 * MIB, 16 * MIB, 64 * MIB]
+NODES_REPETITIONS = 25
 
 
 def repetitions_for(size: int, *, quick: bool) -> int:
@@ -56,8 +63,12 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, help="use at most so many GPUs, or processes with gloo")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "handoff.json")
+    parser.add_argument("--nodes", action="store_true", help="play two nodes on two GPUs")
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.nodes:
+        return between_nodes(options.output or RESULTS / "handoff.nodes.json")
+    options.output = options.output or RESULTS / "handoff.json"
     choice = choose_backend(options.backend, ranks=2)
     print(f"backend: {choice.why}")
     gloo = choice.name == "gloo"
@@ -89,6 +100,30 @@ def main() -> int:
         for good, text in verdicts(layout, summary, pp_size=stages, judged=not gloo):
             wrong += not good
             print("as it should be:" if good else "NOT as it should be:", text)
+    return 1 if wrong else 0
+
+
+def between_nodes(output: Path) -> int:
+    """Measure pp 2 x tp 2 on two GPUs that play two nodes."""
+    pp_size, tp_size = 2, 2
+    if visible_gpus() < tp_size:
+        sys.exit(f"two nodes are played on {tp_size} GPUs, and {visible_gpus()} are visible")
+    counts = [NODES_REPETITIONS] * len(NODES_SIZES)
+    # No backend: the launcher would want a GPU of its own for each rank, which NCCL does not.
+    result = launch(
+        "handoff_ranks:measure_between_nodes",
+        ranks=pp_size * tp_size,
+        timeout=280,
+        args={"pp_size": pp_size, "tp_size": tp_size, "sizes": NODES_SIZES, "repetitions": counts},
+    )
+    layout = f"pp {pp_size} x tp {tp_size}"
+    summary = summarise(result.results, tp_size=tp_size)
+    save(output, {"machine": machine(), "backend": "nccl", "layouts": {layout: summary}})
+    show(layout, summary)
+    wrong = 0
+    for good, text in verdicts(layout, summary, pp_size=pp_size, judged=False):
+        wrong += not good
+        print("as it should be:" if good else "NOT as it should be:", text)
     return 1 if wrong else 0
 
 

@@ -5,6 +5,7 @@ Beside the methods stand torch.distributed's default group, and matrix products 
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from functools import partial
@@ -33,6 +34,19 @@ def measure(
     worker.progress(len(sizes), len(sizes))
     bench.plane.close()
     return result
+
+
+def measure_between_nodes(
+    worker: Worker, *, pp_size: int, tp_size: int, sizes: list[int], repetitions: list[int]
+) -> dict[str, Any]:
+    """Measure one layout with every stage on a node of its own, as far as NCCL knows.
+
+    The stages share the GPUs, so NCCL joins the ranks of a stage by NVLink and the stages by sockets.
+    """
+    stage, tp_rank = divmod(worker.rank, tp_size)
+    os.environ["NCCL_HOSTID"] = f"node of stage {stage}"
+    worker.backend, worker.device = "nccl", f"cuda:{tp_rank}"
+    return measure(worker, pp_size=pp_size, tp_size=tp_size, sizes=sizes, repetitions=repetitions, gloo=False)
 
 
 def measure_size(bench: Bench, size: int, count: int) -> dict[str, Any]:
