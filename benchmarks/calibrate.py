@@ -47,6 +47,9 @@ def run_all(models: list[str], parts: Path, *, gpus: int, limit_s: float, words:
     """Measure the models side by side, each process on a GPU of its own; return how many were not."""
     waiting = [model for model in models if not (parts / f"{model}.json").exists()]
     running: dict[int, subprocess.Popen[bytes]] = {}
+    # Of the GPUs that this process may use, which need not be the machine's first ones.
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = mask.split(",") if mask else [str(gpu) for gpu in range(gpus)]
     deadline_s, failed = time.monotonic() + limit_s, 0
     while waiting or running:
         for gpu in range(max(1, gpus)):
@@ -57,7 +60,7 @@ def run_all(models: list[str], parts: Path, *, gpus: int, limit_s: float, words:
             if gpu not in running and waiting and time.monotonic() < deadline_s:
                 model = waiting.pop(0)
                 command = [sys.executable, __file__, "--one", model, "--out", str(parts / f"{model}.json")]
-                environment = os.environ | ({"CUDA_VISIBLE_DEVICES": str(gpu)} if gpus else {})
+                environment = os.environ | ({"CUDA_VISIBLE_DEVICES": devices[gpu]} if gpus else {})
                 running[gpu] = subprocess.Popen([*command, *words], env=environment)
         if time.monotonic() > deadline_s and not running:
             break

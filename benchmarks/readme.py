@@ -169,21 +169,32 @@ def handoff_table(result: dict[str, Any]) -> Iterator[str]:
     yield f"\n{gpus(result)}\n"
 
 
+def nodes_table(result: dict[str, Any]) -> Iterator[str]:
+    layout, summary = next(iter(result["layouts"].items()))
+    sizes = {int(size) >> 20: entry["methods"] for size, entry in summary["sizes"].items()}
+    yield f"{layout} between two nodes that two GPUs play, sockets between the stages and NVLink within:"
+    yield "GB/s of many hops in a row; bit-equal, half the bytes sent when sliced:\n"
+    yield from header("hop", *(f"{size} MiB" for size in sizes))
+    for name in ("raw", "pgplan", "raw sliced", "pgplan sliced"):
+        yield row(name, *(f"{methods[name]['streamed_GB_per_s']:.1f}" for methods in sizes.values()))
+    least_kib = summary["sliced_from_bytes"] >> 10
+    yield f"\npgplan slices from {least_kib} KiB on there, by what it measured. {gpus(result)}\n"
+
+
 def earlier_handoff_table(result: dict[str, Any]) -> Iterator[str]:
     yield "On four GPUs, before a sliced hop was made to change streams less often:\n"
     yield from list(handoff_table(result))[1:]
 
 
 def faults_table(result: dict[str, Any]) -> Iterator[str]:
-    yield "Workers on GPUs that fail in a collective, in an earlier state of the launcher: seen, all gone,"
-    yield "memory free:\n"
+    yield "Workers on GPUs that fail in a collective: seen, all gone, memory free:\n"
     yield from fault_rows(result)
     yield "\nA hang has to be gone 500 ms after the limit, all else 2 s after it was seen (a deaf rank 4 s)."
     yield f"{gpus(result)}\n"
 
 
-def faults_again_table(result: dict[str, Any]) -> Iterator[str]:
-    yield "Some of them again in a later state:\n"
+def earlier_faults_table(result: dict[str, Any]) -> Iterator[str]:
+    yield "On four GPUs, in an earlier state of the launcher:\n"
     yield from fault_rows(result)
     yield f"\n{gpus(result)}\n"
 
@@ -208,6 +219,8 @@ def verification_tables(result: dict[str, Any]) -> Iterator[str]:
     yield from verify_table.tiers_table(result, row)
     yield "\nWhere the best split is not the engine's own:\n"
     yield from verify_table.gains_table(result, row)
+    yield "\nIndividual GPUs: stage times beside what was predicted, by whose calibration:\n"
+    yield from verify_table.units_table(result, row)
     yield ""
 
 
@@ -233,9 +246,10 @@ TABLES: dict[str, Table] = {
     "split": split_tables,
     "metadata_plane": metadata_table,
     "handoff": handoff_table,
+    "handoff.nodes": nodes_table,
     "handoff.4gpus": earlier_handoff_table,
     "faults.nccl": faults_table,
-    "faults.nccl.again": faults_again_table,
+    "faults.nccl.4gpus": earlier_faults_table,
 }
 SECTIONS: dict[str, dict[str, Table]] = {
     "throughput": {"golden_vllm": golden_table},

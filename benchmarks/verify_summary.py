@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from verify_table import UNITS
+
 import pgplan as pg
 from pgplan.hardware import Calibration, find_calibration
 from pgplan.verification import Verification
@@ -46,22 +48,15 @@ def load(out: Path) -> dict[str, Document]:
 
 
 def summarise(out: Path, calibration: str | None) -> dict[str, Any]:
-    """Print all of it and return it as plain data."""
+    """Print all of it and return it as plain data, with what lies in folders of other GPUs beside it."""
     documents = load(out)
     misses = print_misses(documents)
-    gains = [
-        gain
-        for group in dict.fromkeys(document.group for document in documents.values())
-        for objective in ("decode", "prefill")
-        if (gain := gain_of(documents, group, objective)) is not None
-    ]
-    print()
-    for gain in gains:
-        print(
-            f"{gain['group']:32} {gain['phase']:8} {gain['split']:14} gain predicted "
-            f"{gain['predicted_percent']:+5.1f} %, measured {gain['measured_percent']:+5.1f} %"
-            + ("" if gain["pipeline"] else " (slowest stage)")
-        )
+    gains = print_gains(documents)
+    units = {}
+    for name in UNITS:
+        if others := load(out / name):
+            print(f"\n{name}: calibrated on {UNITS[name]}")
+            units[name] = {"misses": print_misses(others), "gains": print_gains(others)}
     tiers = tiers_of(documents, calibration) if calibration else {}
     print()
     for name, row in tiers.items():
@@ -70,7 +65,7 @@ def summarise(out: Path, calibration: str | None) -> dict[str, Any]:
             f"{100 * row['nine_tenths']:5.1f} %, from {100 * row['least']:+6.1f} "
             f"to {100 * row['most']:+6.1f} %, promise kept {row['kept']}"
         )
-    return {"misses": misses, "gains": gains, "tiers": tiers}
+    return {"misses": misses, "gains": gains, "tiers": tiers, "units": units}
 
 
 def print_misses(documents: dict[str, Document]) -> dict[str, dict[str, float]]:
@@ -106,6 +101,24 @@ def spread(misses: list[float]) -> dict[str, float]:
         "least": min(misses),
         "most": max(misses),
     }
+
+
+def print_gains(documents: dict[str, Document]) -> list[dict[str, Any]]:
+    """Print what the best splits gain over the engine's own."""
+    gains = [
+        gain
+        for group in dict.fromkeys(document.group for document in documents.values())
+        for objective in ("decode", "prefill")
+        if (gain := gain_of(documents, group, objective)) is not None
+    ]
+    print()
+    for gain in gains:
+        print(
+            f"{gain['group']:32} {gain['phase']:8} {gain['split']:14} gain predicted "
+            f"{gain['predicted_percent']:+5.1f} %, measured {gain['measured_percent']:+5.1f} %"
+            + ("" if gain["pipeline"] else " (slowest stage)")
+        )
+    return gains
 
 
 def gain_of(documents: dict[str, Document], group: str, phase: str) -> dict[str, Any] | None:

@@ -30,6 +30,12 @@ GOALS = {
     "pipeline prefill_period_s": 0.05,
     "pipeline decode_period_s": 0.05,
 }
+# The folders beside the main one, and whose calibration their plans rest on.
+UNITS = {
+    "own": "the GPU's own, made just before",
+    "elsewhere": "the one that ships, of another H200",
+    "pp4": "the same, on a third machine; planned after the run",
+}
 PRODUCT_GOAL = COPY_GOAL = 0.8
 # The model whose layers have a goal.
 DENSE = "llama-3.1-70b"
@@ -79,7 +85,7 @@ def tiers_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
 def gains_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
     yield "| best split | phase | gain predicted | gain measured | |"
     yield "|---|---|---|---|---|"
-    for gain in summary["gains"]:
+    for gain in (*summary["gains"], *summary["units"]["pp4"]["gains"]):
         if gain["predicted_percent"]:
             predicted, measured = gain["predicted_percent"], gain["measured_percent"]
             how = "pipeline" if gain["pipeline"] else "its slowest stage, one at a time"
@@ -90,6 +96,15 @@ def gains_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
                 f"{measured:+.1f} %",
                 how + (" **missed**" if abs(predicted - measured) > 2 else ""),
             )
+
+
+def units_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
+    yield "| calibration | stages | prefill, from / to | decode, from / to |"
+    yield "|---|---|---|---|"
+    for name, text in UNITS.items():
+        phases = [summary["units"][name]["misses"][f"stage {phase}_s"] for phase in ("prefill", "decode")]
+        ranges = [f"{percent(p['least'], sign=True)} / {percent(p['most'], sign=True)}" for p in phases]
+        yield row(text, phases[0]["points"], *ranges)
 
 
 def layers_table(result: dict[str, Any], row: Row) -> Iterator[str]:

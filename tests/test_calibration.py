@@ -102,7 +102,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     some().save(path)
     assert Calibration.load(path) == some()
     assert find_calibration(str(path)) == some()
-    assert json.loads(path.read_text())["schema_version"] == 3
+    assert json.loads(path.read_text())["schema_version"] == 4
     assert [entry.name for entry in tmp_path.iterdir()] == ["h200.json"]
 
 

@@ -120,7 +120,7 @@ def plan(model: ModelSpec | str, calibration: pg.Calibration | None, **options: 
 
 def test_a_model_that_was_measured_is_planned_by_its_own_times(llama: pg.Calibration) -> None:
     found, roofline = plan(LLAMA, llama), plan(LLAMA, None)
-    assert found.tier == "measured" and found.time_error == pytest.approx(0.03)
+    assert found.tier == "measured" and found.time_error == pytest.approx(0.05)
     assert [stage.tier for stage in found.stages] == ["measured"] * 4
     times = llama.layers[0]
     middle = found.stages[1]

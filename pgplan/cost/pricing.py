@@ -22,8 +22,10 @@ from pgplan.hardware import GPU, Calibration, Link
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
 TIERS: tuple[Tier, ...] = ("roofline", "calibrated", "measured")
-# What the tiers promise where the measurements themselves do not already show more.
-MEASURED_ERROR = 0.03
+# What the tiers promise where the measurements themselves do not already show more. Of the very GPU that was
+# calibrated measured times are within 3 %, but a plan does not know which one it will get: five H200s read
+# memory at rates 3 % apart, and a decode step that draws all the power a GPU may have is up to 5 % longer.
+MEASURED_ERROR = 0.05
 CALIBRATED_ERROR = 0.05
 ALL_REDUCE = "all-reduce"
 

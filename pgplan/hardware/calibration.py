@@ -18,9 +18,9 @@ from pgplan.errors import CalibrationError, HardwareError, PlanError
 from pgplan.hardware.calibration_rows import EndTimes, LayerTimes, LinkTimes, ReduceTimes
 from pgplan.hardware.gpu import find_gpu
 
-SCHEMA_VERSION = 3
-# What the second lacks is what all-reduces add to a layer.
-_READABLE = (2, SCHEMA_VERSION)
+SCHEMA_VERSION = 4
+# What the second lacks is what all-reduces add to a layer; the third, how fast the GPU reads.
+_READABLE = (2, 3, SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +86,8 @@ class Calibration:
         reduces: What all-reduces add to each kind of layer, for each ``tp_size`` that was run as such.
         links: Those of moving tensors; ``None``: measured on one device.
         fit: Efficiencies for other models; ``None``: none were fitted.
+        read_bytes_per_s: How fast the GPU (of several their mean) read weights in a product of one row, by
+            which GPUs of one kind can be told apart; ``None``: not known.
 
     >>> empty = Calibration(gpu="CPU", device="CPU", date="2026-11-22", environment={}, models=())
     >>> Calibration.from_json(empty.to_json()) == empty
@@ -102,6 +104,7 @@ class Calibration:
     reduces: tuple[ReduceTimes, ...] = ()
     links: LinkTimes | None = None
     fit: Fit | None = None
+    read_bytes_per_s: float | None = None
 
     @property
     def source(self) -> str:
@@ -109,7 +112,9 @@ class Calibration:
         versions = [
             f"{name} {self.environment[name]}" for name in ("driver", "torch") if name in self.environment
         ]
-        return ", ".join([self.device, *versions, self.date])
+        rate = self.read_bytes_per_s
+        device = self.device if rate is None else f"{self.device} (reads {rate / 1e12:.2f} TB/s)"
+        return ", ".join([device, *versions, self.date])
 
     def layer(self, digest: str, *, tp_size: int) -> LayerTimes | None:
         """Return the times of a kind of layer, if it was measured."""
@@ -146,6 +151,7 @@ class Calibration:
             reduces=tuple(reduces.values()),
             links=other.links or self.links,
             fit=None,
+            read_bytes_per_s=other.read_bytes_per_s or self.read_bytes_per_s,
         )
 
     def to_json(self) -> str:

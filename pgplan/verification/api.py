@@ -186,7 +186,8 @@ def _stages(plan: Plan, rows: Sequence[dict[str, Any]]) -> tuple[StageMeasuremen
             name: max((getattr(known, name), getattr(rank, name)), key=lambda spread: spread.mean_s)
             for name in ("prefill", "decode")
         }
-        found[rank.stage] = replace(known, **most, **slowest)
+        rates = [each.read_bytes_per_s for each in (known, rank) if each.read_bytes_per_s is not None]
+        found[rank.stage] = replace(known, **most, **slowest, read_bytes_per_s=min(rates, default=None))
     return tuple(found[stage] for stage in sorted(found)) if len(found) == plan.pp_size else ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -140,8 +141,14 @@ def _gathered(model: ModelSpec, rows: Sequence[dict[str, Any]]) -> Calibration:
         reduces=tuple(sorted(found[0].reduces, key=_order)),
         # All ranks learn the slowest one's times.
         links=next((row.links for row in found if row.links is not None), None),
+        # Of several GPUs each timed a share of the layers.
+        read_bytes_per_s=_mean([row.read_bytes_per_s for row in found if row.read_bytes_per_s is not None]),
     )
     return with_fit(calibration, [model], gpu)
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.mean(values) if values else None
 
 
 def _order(row: LayerTimes | EndTimes | ReduceTimes) -> tuple[str, int]:

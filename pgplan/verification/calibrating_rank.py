@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pgplan.codec import from_data, to_data
 from pgplan.errors import CalibrationError
@@ -15,11 +15,16 @@ from pgplan.model import ModelSpec
 from pgplan.verification.grid import Bench
 from pgplan.verification.links import measure_links
 from pgplan.verification.products import check_real, kernels_entry
+from pgplan.verification.reading import read_rate
 from pgplan.verification.shared import measure_reduces
 from pgplan.verification.sizes import Sizes
 from pgplan.verification.surroundings import environment
 
+if TYPE_CHECKING:
+    import torch
+
 Part = Literal["layers", "links", "reduces"]
+_READ_BYTES = 2 << 30
 PARTS: tuple[Part, ...] = ("layers", "links", "reduces")
 
 
@@ -34,6 +39,7 @@ class Found:
     ends: tuple[EndTimes, ...]
     reduces: tuple[ReduceTimes, ...]
     links: LinkTimes | None
+    read_bytes_per_s: float | None
 
 
 def calibrate_rank(
@@ -58,6 +64,7 @@ def calibrate_rank(
         for tp_size in tp_sizes:
             check_real(spec, tp_size=tp_size, device="cuda")
     with torch.inference_mode():
+        read_bytes_per_s = _read_rate(torch.device(worker.device))
         # First, while all ranks are at the same place: later they are done at different times.
         several = worker.world_size > 1
         links = _links(worker, spec) if several and "links" in parts else None
@@ -77,6 +84,7 @@ def calibrate_rank(
         ends=tuple(ends),
         reduces=tuple(reduces),
         links=links,
+        read_bytes_per_s=read_bytes_per_s,
     )
     return dict(to_data(found))
 
@@ -95,6 +103,17 @@ def _prepare(worker: Worker, expected: str | None) -> tuple[str, int]:
     total_bytes = torch.cuda.get_device_properties(device).total_memory
     check_device(expected, known_gpu(name, total_bytes).name)
     return name, total_bytes
+
+
+def _read_rate(device: torch.device) -> float | None:
+    """Return how fast the rank's GPU reads weights; ``None`` on a CPU."""
+    import torch
+
+    if device.type == "cpu":
+        return None
+    rate = read_rate(torch.ones(_READ_BYTES, dtype=torch.uint8, device=device))
+    torch.cuda.empty_cache()
+    return rate
 
 
 def _links(worker: Worker, model: ModelSpec) -> LinkTimes:

@@ -179,6 +179,7 @@ def sentences(record: Verification) -> tuple[str, ...]:
             f"predicted {item.predicted:.6g}; promised are {100 * (item.tolerance or 0):.1f} %"
         )
     found += _limits(record)
+    found += _reading(record)
     kernels = record.environment.get("kernels")
     if kernels and _is_emulated(record):
         found.append(
@@ -228,6 +229,18 @@ def _limits(record: Verification) -> Iterator[str]:
                 f"and the stages are idle for {idle} % of the time"
             )
         yield text
+
+
+def _reading(record: Verification) -> Iterator[str]:
+    """Say how fast these GPUs read: individual ones differ, and those that were calibrated were others."""
+    rates = {row.stage: row.read_bytes_per_s for row in record.stages if row.read_bytes_per_s is not None}
+    if not rates:
+        return
+    told = ", ".join(f"{rate / 1e12:.2f}" for rate in rates.values())
+    where = "stage" if len(rates) == 1 else "stages"
+    text = f"weights are read at {told} TB/s on {where} {', '.join(map(str, rates))}"
+    basis = next((note for note in record.plan.notes if note.startswith("times rest on")), None)
+    yield f"{text}; {basis.partition(': ')[0]}" if basis else text
 
 
 def report(record: Verification) -> str:

@@ -55,6 +55,8 @@ class StageMeasurement:
         process_bytes: The most that the process took of the device; 0 on a CPU.
         context_bytes: The part of it that torch did not allocate: context, libraries, NCCL, graphs.
         nccl_bytes: What this run's NCCL groups took of that; ``None`` in records from before it was read.
+        read_bytes_per_s: How fast the GPU reads weights (``reading``), of the stage's the slowest; ``None``
+            on a CPU and in records from before it was measured.
         prefill, decode: A chunk of ``prefill_tokens``, a step of ``decode_batch`` tokens.
         handoff_prefill, handoff_decode: The hop that brought their activations here: from the sender's output
             being ready to this stage having it (``hops``).
@@ -75,6 +77,7 @@ class StageMeasurement:
     handoff_prefill: Spread | None
     handoff_decode: Spread | None
     nccl_bytes: int | None = None
+    read_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

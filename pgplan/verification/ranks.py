@@ -25,6 +25,7 @@ from pgplan.verification.passes import Pass
 from pgplan.verification.pieces import CHECKED_TOKENS, Step, largest_hop, steps_of
 from pgplan.verification.place import Place
 from pgplan.verification.products import kernels_entry
+from pgplan.verification.reading import read_rate
 from pgplan.verification.replaying import capture_checked, check_replays
 from pgplan.verification.room import Room
 from pgplan.verification.scaling import shortened
@@ -234,6 +235,8 @@ class _Rank:
         # Memory is read before: a receiver asks for each hop, a way back that no engine has and NCCL opens.
         self._phase("hand-off")
         handoff_prefill, handoff_decode = map(self.watch.hop, (self.prefill_step, self.decode_step))
+        # Last, as the cache's memory is read as if it were weights.
+        read_bytes_per_s = read_rate(pool)
         self._found.stage = StageMeasurement(
             stage=self.place.stage,
             device=self.memory.name,
@@ -250,6 +253,7 @@ class _Rank:
             decode=decode_s,
             handoff_prefill=handoff_prefill,
             handoff_decode=handoff_decode,
+            read_bytes_per_s=read_bytes_per_s,
         )
 
     def _flow(self, name: str, passes: list[Pass], each: Spread, *, in_flight: int) -> FlowMeasurement | None:
