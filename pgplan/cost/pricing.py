@@ -23,8 +23,9 @@ from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
 TIERS: tuple[Tier, ...] = ("roofline", "calibrated", "measured")
 # What the tiers promise where the measurements themselves do not already show more. Of the very GPU that was
-# calibrated measured times are within 3 %, but a plan does not know which one it will get: five H200s read
-# memory at rates 3 % apart, and a decode step that draws all the power a GPU may have is up to 5 % longer.
+# calibrated measured times are within 3 %, but a plan does not know which one it will get: the same weights
+# were read at rates 3 % apart in five calibrations of H200s, and of a decode step that draws all the power a
+# GPU may have one H200 made up to 5 % more than another.
 MEASURED_ERROR = 0.05
 CALIBRATED_ERROR = 0.05
 ALL_REDUCE = "all-reduce"

@@ -22,7 +22,7 @@ _REPEATS = 20
 def read_rate(memory: torch.Tensor) -> float | None:
     """Return at how many bytes per second a product of one row reads its weights, as decode reads them.
 
-    H200s differ in it: 3.9 to 4.05 TB/s were seen.
+    H200s differ in it by some 3 %.
 
     Args:
         memory: What is read, up to 2 GiB of it, whatever it holds; it lies on the device in question.
