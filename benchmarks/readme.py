@@ -1,4 +1,4 @@
-"""Write the last results into README.md, between its two marks.
+"""Write the last results into README.md and benchmarks/README.md, between their marks.
 
     python benchmarks/readme.py
 
@@ -212,15 +212,20 @@ def gpus(result: dict[str, Any]) -> str:
     return f"{len(about['gpus'])} x {device}, torch {about['packages']['torch']}, {about['date']}."
 
 
+def accuracy_tables(result: dict[str, Any]) -> Iterator[str]:
+    yield from verify_table.misses_table(result, row, quantities=tuple(verify_table.GOALS))
+    yield "\nIndividual GPUs: stage times beside what was predicted, by whose calibration:\n"
+    yield from verify_table.units_table(result, row)
+    yield "\nWhere the best split is not the engine's own:\n"
+    yield from verify_table.gains_table(result, row)
+    yield ""
+
+
 def verification_tables(result: dict[str, Any]) -> Iterator[str]:
     yield from verify_table.misses_table(result, row)
     yield "\nWhat each tier is worth: the same stages predicted from the data sheet, from the *other* models'"
     yield "layers, and from their own:\n"
     yield from verify_table.tiers_table(result, row)
-    yield "\nWhere the best split is not the engine's own:\n"
-    yield from verify_table.gains_table(result, row)
-    yield "\nIndividual GPUs: stage times beside what was predicted, by whose calibration:\n"
-    yield from verify_table.units_table(result, row)
     yield ""
 
 
@@ -240,38 +245,50 @@ def golden_table(result: dict[str, Any]) -> Iterator[str]:
 
 
 Table = Callable[[dict[str, Any]], Iterator[str]]
-TABLES: dict[str, Table] = {
-    "planning": planning_table,
-    "widget": widget_table,
-    "split": split_tables,
-    "metadata_plane": metadata_table,
-    "handoff": handoff_table,
-    "handoff.nodes": nodes_table,
-    "handoff.4gpus": earlier_handoff_table,
-    "faults.nccl": faults_table,
-    "faults.nccl.4gpus": earlier_faults_table,
-}
-SECTIONS: dict[str, dict[str, Table]] = {
-    "throughput": {"golden_vllm": golden_table},
-    "verification": {"verify/summary": verification_tables, "layers": layers_table},
-    "benchmarks": TABLES,
+PAGES: dict[str, dict[str, dict[str, Table]]] = {
+    "README.md": {
+        "throughput": {"golden_vllm": golden_table},
+        "accuracy": {"verify/summary": accuracy_tables},
+        "benchmarks": {
+            "planning": planning_table,
+            "widget": widget_table,
+            "split": split_tables,
+            "metadata_plane": metadata_table,
+            "handoff": handoff_table,
+        },
+    },
+    "benchmarks/README.md": {
+        "verification": {"verify/summary": verification_tables, "layers": layers_table},
+        "processes": {
+            "handoff.nodes": nodes_table,
+            "handoff.4gpus": earlier_handoff_table,
+            "faults.nccl": faults_table,
+            "faults.nccl.4gpus": earlier_faults_table,
+        },
+    },
 }
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for section, tables in SECTIONS.items():
-        lines: list[str] = []
-        for name, table in tables.items():
-            file = RESULTS / f"{name}.json"
-            if file.is_file():
-                lines += table(json.loads(file.read_text(encoding="utf-8")))
-        begin = BEGIN.format(section)
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(END)
-        text = "\n".join((before + begin, *lines, END + after))
-    readme.write_text(text, encoding="utf-8")
+    for page, sections in PAGES.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for section, tables in sections.items():
+            text = with_tables(text, section, tables)
+        (ROOT / page).write_text(text, encoding="utf-8")
+
+
+def with_tables(text: str, section: str, tables: dict[str, Table]) -> str:
+    """Put the tables of a section between its marks."""
+    lines: list[str] = []
+    for name, table in tables.items():
+        file = RESULTS / f"{name}.json"
+        if file.is_file():
+            lines += table(json.loads(file.read_text(encoding="utf-8")))
+    before, begin, rest = text.partition(BEGIN.format(section))
+    if not begin:
+        raise SystemExit(f"no place for the section {section!r}; put its two marks back")
+    _, end, after = rest.partition(END)
+    return "\n".join((before + begin, *lines, end + after))
 
 
 if __name__ == "__main__":

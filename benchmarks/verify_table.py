@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Row = Callable[..., str]
@@ -45,11 +45,13 @@ def percent(value: float, *, sign: bool = False) -> str:
     return f"{100 * value:{'+' if sign else ''}.1f} %"
 
 
-def misses_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
-    yield "| measured beside predicted | figures | mean miss | from / to | goal | promises kept |"
+def misses_table(
+    summary: dict[str, Any], row: Row, *, quantities: Sequence[str] = tuple(QUANTITIES)
+) -> Iterator[str]:
+    yield "| measured beside predicted | figures | mean miss | from / to | goal for all | promises kept |"
     yield "|---|---|---|---|---|---|"
     for name, text in QUANTITIES.items():
-        if name not in summary["misses"]:
+        if name not in summary["misses"] or name not in quantities:
             continue
         found, goal = summary["misses"][name], GOALS.get(name)
         missed = goal is not None and max(-found["least"], found["most"]) > goal
