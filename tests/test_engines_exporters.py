@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate, pairwise
@@ -23,6 +25,7 @@ from pgplan.engines import (
 from pgplan.engines.exporter import find_setting
 from pgplan.engines.torchtitan import weighted_split
 from pgplan.errors import SplitError
+from pgplan.model import catalogue_entry
 
 
 @cache
@@ -229,6 +232,56 @@ def test_the_dtype_that_was_planned_is_launched() -> None:
     plan = pg.plan(half, pg.Cluster.uniform("T4", pp_size=4), workload=pg.Workload(max_model_len=4096))
     for engine in engine_names():
         assert "--dtype float16 " in plan.export(engine)
+
+
+def checkpoint(folder: Path) -> Path:
+    """Write a configuration of four layers as a folder of its own."""
+    folder.mkdir()
+    config = catalogue_entry("llama-3.1-8b").config
+    folder.joinpath("config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    return folder
+
+
+NAMING_THE_MODEL = ["vllm", "sglang", "tensorrt-llm", "petals", "hf"]
+
+
+@pytest.mark.parametrize("name", NAMING_THE_MODEL)
+def test_a_local_model_is_launched_by_its_folder(name: str, tmp_path: Path) -> None:
+    folder, cluster = checkpoint(tmp_path / "my model"), pg.Cluster.uniform("H200", pp_size=2)
+    for source in (folder, folder / "config.json"):
+        text = pg.plan(source, cluster).export(name)
+        assert f"'{folder}'" in text or f'"{folder}"' in text
+        assert "config.json" not in text
+        assert "MODEL stands" not in text
+
+
+@pytest.mark.parametrize("name", NAMING_THE_MODEL)
+def test_a_lone_configuration_leaves_a_word_to_be_replaced(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "Qwen--Qwen3.json"
+    checkpoint(tmp_path / "folder").joinpath("config.json").rename(file)
+    for source, made_from in ((file, str(file)), (json.loads(file.read_text()), "the given dict")):
+        text = pg.plan(source, pg.Cluster.uniform("H200", pp_size=2)).export(name)
+        remark = f"# from {made_from}, which holds none."
+        assert remark in text
+        assert re.search(r"[ \"]MODEL\b(?! stands)", text)
+        assert made_from not in text.replace(remark, "")
+
+
+@pytest.mark.parametrize("name", NAMING_THE_MODEL)
+def test_a_what_if_says_that_no_checkpoint_has_its_layers(name: str) -> None:
+    model = pg.load_model("llama-3.1-8b")
+    cluster = pg.Cluster.uniform("H200", pp_size=2)
+    changed = pg.plan(model.with_layers(40), cluster)
+    again = pg.Plan.from_json(changed.to_json())
+    assert "the model has 32 layers, the plan is for 40" in again.export(name)
+    assert "what-if" not in pg.plan(model, cluster).export(name)
+    assert "what-if" not in pg.plan(model.with_layers(40).with_layers(32), cluster).export(name)
+
+
+def test_a_name_cannot_break_out_of_the_first_line(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "two\nlines")
+    text = pg.plan(folder, pg.Cluster.uniform("H200", pp_size=2)).export()
+    assert text.startswith("# two lines, split 3,1 on")
 
 
 def test_limits_that_the_user_gave_are_kept() -> None:

@@ -92,8 +92,9 @@ class Exporter(ABC):
 
     def header(self, plan: Plan) -> str:
         """Return a first line that says what the text is, and for which version."""
+        name = " ".join(plan.model.name.split())
         return (
-            f"# {plan.model.name}, split {format_split(plan.split)} on {plan.cluster.description}, "
+            f"# {name}, split {format_split(plan.split)} on {plan.cluster.description}, "
             f"for {self.title} {self.version}"
         )
 

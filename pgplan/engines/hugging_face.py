@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgplan.engines.exporter import Exporter
+from pgplan.engines.launching import model_remarks, model_word
 from pgplan.errors import EngineError
 from pgplan.model.spec import ModelSpec
 
@@ -61,12 +62,13 @@ class HuggingFace(Exporter):
         entries = [f'    "{name}": {device},' for name, device in device_map(plan.model, plan.split).items()]
         lines = [
             self.header(plan),
+            *model_remarks(plan),
             "from transformers import AutoModelForCausalLM",
             "",
             "device_map = {",
             *entries,
             "}",
-            f'model = AutoModelForCausalLM.from_pretrained("{plan.model.source}", device_map=device_map)',
+            f'model = AutoModelForCausalLM.from_pretrained("{model_word(plan)}", device_map=device_map)',
         ]
         return "\n".join(lines) + "\n"
 

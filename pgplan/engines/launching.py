@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pgplan.engines.base import EngineSettings
 from pgplan.errors import EngineError
+from pgplan.model.sources import servable
 from pgplan.model.spec import ModelSpec
 from pgplan.workload import Workload
 
@@ -106,6 +107,28 @@ def device_remarks(plan: Plan) -> list[str]:
         f"# Stage by stage the GPUs are {names}: put them in this",
         "# order, e.g. with CUDA_DEVICE_ORDER=PCI_BUS_ID and CUDA_VISIBLE_DEVICES.",
     ]
+
+
+def model_word(plan: Plan) -> str:
+    """Return what a launch line calls the model: its folder or repository, else a word to be replaced."""
+    return servable(plan.model.source) or "MODEL"
+
+
+def model_remarks(plan: Plan) -> list[str]:
+    """Say what to put in the placeholder's place, and that no checkpoint has the layers of a what-if."""
+    model, remarks = plan.model, []
+    if servable(model.source) is None:
+        made_from = " ".join(model.source.split())
+        remarks.append(
+            f"# MODEL stands for the folder or repository of the weights: the plan was made\n"
+            f"# from {made_from}, which holds none."
+        )
+    if model.own_layers not in (None, model.num_layers):
+        remarks.append(
+            f"# A what-if: the model has {model.own_layers} layers, the plan is for {model.num_layers}.\n"
+            f"# It runs with a checkpoint of {model.num_layers} layers only."
+        )
+    return remarks
 
 
 def flag_words(flags: Mapping[str, object]) -> list[str]:

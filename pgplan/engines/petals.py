@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from pgplan.engines.exporter import Exporter
+from pgplan.engines.launching import model_remarks, model_word
 from pgplan.errors import EngineError
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ class Petals(Exporter):
         """Return the line of each server; block ranges exclude their end."""
         lines = [
             self.header(plan),
+            *model_remarks(plan),
             "# One line per stage. The first begins a swarm and prints its address, PEER of the others.",
         ]
         for start, stop in pairwise(accumulate(plan.split, initial=0)):
-            words = f"python -m petals.cli.run_server {shlex.quote(plan.model.source)}"
+            words = f"python -m petals.cli.run_server {shlex.quote(model_word(plan))}"
             if plan.tp_size > 1:
                 devices = " ".join(f"cuda:{rank}" for rank in range(plan.tp_size))
                 words += f" --tensor_parallel_devices {devices}"

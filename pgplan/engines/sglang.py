@@ -21,6 +21,8 @@ from pgplan.engines.launching import (
     filling_limits,
     flag_words,
     kv_dtype_word,
+    model_remarks,
+    model_word,
 )
 from pgplan.engines.sglang_cells import cell_bytes, ring_bytes
 from pgplan.engines.sglang_kv import SGLangKVRule
@@ -201,7 +203,8 @@ class SGLang(Engine):
         kv_dtype = kv_dtype_word(plan.model, plan.workload, known=_KV_DTYPES, title=self.title)
         if kv_dtype:
             flags["kv-cache-dtype"] = kv_dtype
-        lines = [self.header(plan), *device_remarks(plan), *filter(None, [limits.remark])]
+        remarks = [*model_remarks(plan), *device_remarks(plan), *filter(None, [limits.remark])]
+        lines = [self.header(plan), *remarks]
         if len(plan.split) > 1:
             lines.append(f"export {self.override_variable}={format_split(plan.split)}")
             # Without it a microbatch takes up to max-running-requests / pp-size, and the others go empty.
@@ -212,7 +215,7 @@ class SGLang(Engine):
         if self.nodes > 1:
             lines.insert(1, "# On every node; HEAD is the address of node 0, NODE_RANK counts from 0.")
             flags |= {"nnodes": self.nodes, "node-rank": "$NODE_RANK", "dist-init-addr": "$HEAD:5000"}
-        serve = f"python -m sglang.launch_server --model-path {shlex.quote(plan.model.source)}"
+        serve = f"python -m sglang.launch_server --model-path {shlex.quote(model_word(plan))}"
         return "\n".join([*lines, command([serve, *flag_words(flags)])]) + "\n"
 
 

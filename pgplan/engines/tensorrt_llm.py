@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgplan.engines.exporter import Exporter, find_setting, listed
-from pgplan.engines.launching import check_nodes, device_remarks, filling_limits, kv_dtype_word
+from pgplan.engines.launching import (
+    check_nodes,
+    device_remarks,
+    filling_limits,
+    kv_dtype_word,
+    model_remarks,
+    model_word,
+)
 from pgplan.split import extras_first_stages
 
 if TYPE_CHECKING:
@@ -63,6 +70,7 @@ class TensorRTLLM(Exporter):
         lines = [
             self.header(plan),
             f"# {self._launch(plan)}",
+            *model_remarks(plan),
             *device_remarks(plan),
             *filter(None, [limits.remark]),
             *(f"{name}: {value}" for name, value in fields.items()),
@@ -71,7 +79,7 @@ class TensorRTLLM(Exporter):
 
     def _launch(self, plan: Plan) -> str:
         serve = (
-            f"trtllm-serve {shlex.quote(plan.model.source)} --tp_size {plan.tp_size} "
+            f"trtllm-serve {shlex.quote(model_word(plan))} --tp_size {plan.tp_size} "
             f"--pp_size {len(plan.split)} --extra_llm_api_options THIS_FILE"
         )
         if self.nodes == 1:

@@ -23,6 +23,8 @@ from pgplan.engines.launching import (
     filling_limits,
     flag_words,
     kv_dtype_word,
+    model_remarks,
+    model_word,
 )
 from pgplan.engines.vllm_caches import attention_caches, block_size_for
 from pgplan.engines.vllm_kv import VLLMKVRule
@@ -231,7 +233,8 @@ class VLLM(Engine):
         if settings.draft_tokens:
             speculation = {"method": "mtp", "num_speculative_tokens": settings.draft_tokens}
             flags["speculative-config"] = shlex.quote(json.dumps(speculation))
-        lines = [self.header(plan), *device_remarks(plan), *filter(None, [limits.remark])]
+        remarks = [*model_remarks(plan), *device_remarks(plan), *filter(None, [limits.remark])]
+        lines = [self.header(plan), *remarks]
         if self.nodes > 1:
             lines.append(_ON_RAY if self.ray else _ON_EVERY_NODE)
         if len(plan.split) > 1:
@@ -241,7 +244,7 @@ class VLLM(Engine):
 
     def _commands(self, plan: Plan, flags: dict[str, object]) -> list[str]:
         """Return the command of one machine, or without Ray of node 0 and of the others."""
-        serve = f"vllm serve {shlex.quote(plan.model.source)}"
+        serve = f"vllm serve {shlex.quote(model_word(plan))}"
         if self.nodes == 1:
             return [command([serve, *flag_words(flags)])]
         if self.ray:

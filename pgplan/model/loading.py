@@ -65,7 +65,7 @@ def load_model(
     40
     """
     found = find(source)
-    config = Config(found.config, found.origin)
+    config = Config(found.config, found.where)
     architecture, builder = _builder(config, assume=assume)
     model = builder(config)
     model = replace(model, name=found.name, source=found.origin, architecture=architecture)

@@ -12,6 +12,9 @@ from pgplan.model.catalogue import catalogue_entry
 from pgplan.model.checkpoint import Checkpoint, read_checkpoint
 from pgplan.model.hub import fetch, is_repository
 
+# The origin of a configuration that came as a dict.
+_GIVEN = "the given dict"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -19,15 +22,29 @@ class Source:
 
     Args:
         name: What to call it.
-        origin: Where its configuration comes from.
+        origin: Where it comes from: a repository, a folder, or the file of its configuration.
+        where: What messages call its configuration.
         config: The configuration.
         checkpoint: The headers of its tensors; ``None`` where there are none to read.
     """
 
     name: str
     origin: str
+    where: str
     config: Mapping[str, object]
     checkpoint: Checkpoint | None = None
+
+
+def servable(origin: str) -> str | None:
+    """Return the folder or repository that a program can load weights from; ``None``: it is not known.
+
+    >>> servable("checkpoints/mine/config.json"), servable("Qwen/Qwen3-8B"), servable("mine.json")
+    ('checkpoints/mine', 'Qwen/Qwen3-8B', None)
+    """
+    path = Path(origin)
+    if path.name == "config.json":
+        return str(path.parent)
+    return None if origin == _GIVEN or path.suffix == ".json" else origin
 
 
 def find(source: str | Path | Mapping[str, object]) -> Source:
@@ -39,7 +56,7 @@ def find(source: str | Path | Mapping[str, object]) -> Source:
     if isinstance(source, Mapping):
         name = source.get("_name_or_path")
         name = name if isinstance(name, str) and name else "custom model"
-        return Source(name=name, origin="the given dict", config=source)
+        return Source(name=name, origin=_GIVEN, where=_GIVEN, config=source)
     if not isinstance(source, (str, Path)):
         raise ModelError(
             f"a model must be a catalogue name, a path or a dict, got {type(source).__name__}; "
@@ -56,7 +73,7 @@ def find(source: str | Path | Mapping[str, object]) -> Source:
         if not is_repository(source):
             raise
         return _from_hub(source, str(error))
-    return Source(name=entry.name, origin=entry.source, config=entry.config)
+    return Source(name=entry.name, origin=entry.source, where=entry.source, config=entry.config)
 
 
 def from_folder(folder: Path) -> Source:
@@ -70,7 +87,8 @@ def from_folder(folder: Path) -> Source:
         )
     return Source(
         name=folder.resolve().name,
-        origin=str(file),
+        origin=str(folder),
+        where=str(file),
         config=_with_modelopt(_read_object(file), folder),
         checkpoint=read_checkpoint(folder),
     )
@@ -90,7 +108,7 @@ def _from_file(file: Path) -> Source:
         raise ModelError(f"a checkpoint is read by its folder, got the file {file}; give {file.parent}")
     config = _with_modelopt(_read_object(file), file.parent)
     name = file.resolve().parent.name if file.name == "config.json" else file.stem
-    return Source(name=name, origin=str(file), config=config)
+    return Source(name=name, origin=str(file), where=str(file), config=config)
 
 
 def _from_hub(repository: str, unknown: str) -> Source:
@@ -100,7 +118,7 @@ def _from_hub(repository: str, unknown: str) -> Source:
     except ModelError as error:
         raise ModelError(f"{unknown} ({error})") from None
     config = _with_modelopt(_read_object(file), file.parent)
-    return Source(name=repository, origin=repository, config=config, checkpoint=checkpoint)
+    return Source(name=repository, origin=repository, where=repository, config=config, checkpoint=checkpoint)
 
 
 def _read_object(file: Path) -> dict[str, object]:

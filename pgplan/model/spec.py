@@ -160,7 +160,7 @@ class ModelSpec:
 
     Args:
         name: What the user calls it.
-        source: Where the facts come from (a repository id or a file name).
+        source: Where it comes from: a repository, a folder, or a file that holds its configuration alone.
         architecture: The class name in the configuration, e.g. ``"LlamaForCausalLM"``.
         hidden_size: Elements of the residual stream, i.e. of what stages hand on per token.
         vocab_size: Rows of the embedding, before padding.
@@ -179,6 +179,7 @@ class ModelSpec:
         streams: Copies of the residual stream that layers mix, all handed on (hyper-connections).
         forbidden_cuts: ``(cut, why)`` for boundaries that the architecture cannot be cut at.
         notes: What a reader should know of how the configuration was understood.
+        own_layers: The layers that it has in truth, where ``with_layers`` asked what if; ``None``: these.
 
     >>> from pgplan.model import load_model
     >>> [(count, layer.kind) for count, layer in load_model("deepseek-v3").runs]
@@ -204,6 +205,7 @@ class ModelSpec:
     streams: int = 1
     forbidden_cuts: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    own_layers: int | None = None
 
     def __post_init__(self) -> None:
         if not self.pattern:
@@ -241,6 +243,7 @@ class ModelSpec:
     def digest(self) -> str:
         """Return a short fingerprint of the structure, independent of name and source."""
         data = to_data(replace(self, name="", source="", notes=()))
+        del data["own_layers"]  # the structure is the same, whatever it was made from
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -273,6 +276,7 @@ class ModelSpec:
             self,
             name=f"{self.name} with {num_layers} layers",
             pattern=pattern,
+            own_layers=self.own_layers or self.num_layers,
             forbidden_cuts=tuple((cut, why) for cut, why in self.forbidden_cuts if cut < num_layers),
         )
 
