@@ -227,6 +227,15 @@ def test_launch_lines_fill_the_pipeline(engine: str, prompt: int, concurrency: i
     assert again.microbatches == 4
 
 
+@pytest.mark.parametrize(("concurrency", "size"), [(64, 16), (3, 1), (2047, 512), (4000, 512)])
+def test_sglang_is_told_what_its_microbatches_cap(concurrency: int, size: int) -> None:
+    text = example(engine="sglang", concurrency=concurrency).export()
+    # SGLang takes max-running-requests // pp-size by itself, which are 2048 // 4.
+    assert f"--pp-max-micro-batch-size {size} " in text
+    assert (f"than {4 * size} run at once" in text) == (size < 512)
+    assert ("leave it out (then 512)" in text) == (size < 512)
+
+
 def test_the_dtype_that_was_planned_is_launched() -> None:
     half = pg.load_model("llama-3.1-8b", dtype="float16")
     plan = pg.plan(half, pg.Cluster.uniform("T4", pp_size=4), workload=pg.Workload(max_model_len=4096))

@@ -15,6 +15,7 @@ from pgplan.engines.base import (
 )
 from pgplan.engines.cache_formats import check_cache_dtype, is_compressed
 from pgplan.engines.launching import (
+    Limits,
     check_nodes,
     command,
     device_remarks,
@@ -210,6 +211,7 @@ class SGLang(Engine):
             # Without it a microbatch takes up to max-running-requests / pp-size, and the others go empty.
             renamed = "pp-max-micro-batch-size" if self.release >= (0, 5, 4) else "max-micro-batch-size"
             flags[renamed] = limits.microbatch_seqs
+            lines += _cap_remarks(renamed, limits, pp_size=len(plan.split))
             # The overlap schedule does not work over a pipeline.
             flags["disable-overlap-schedule"] = True
         if self.nodes > 1:
@@ -217,6 +219,18 @@ class SGLang(Engine):
             flags |= {"nnodes": self.nodes, "node-rank": "$NODE_RANK", "dist-init-addr": "$HEAD:5000"}
         serve = f"python -m sglang.launch_server --model-path {shlex.quote(model_word(plan))}"
         return "\n".join([*lines, command([serve, *flag_words(flags)])]) + "\n"
+
+
+def _cap_remarks(flag: str, limits: Limits, *, pp_size: int) -> list[str]:
+    """Say what the size of a microbatch caps, where it is less than SGLang's own."""
+    own = max(limits.max_num_seqs // pp_size, 1)
+    if limits.microbatch_seqs >= own:
+        return []
+    return [
+        f"# {flag} {limits.microbatch_seqs} fills {pp_size} stages with the plan's requests, and no more\n"
+        f"# than {limits.microbatch_seqs * pp_size} run at once. Where more are to, raise it or leave it out "
+        f"(then {own})."
+    ]
 
 
 def _is_sparse_latent(model: ModelSpec) -> bool:
