@@ -7,7 +7,7 @@ import math
 import pytest
 
 import pgplan as pg
-from pgplan.engines import StageMemory, find_engine
+from pgplan.engines import StageMemory, exporter_names, find_engine, find_exporter
 from pgplan.engines.sglang import SGLangKVRule
 
 H200 = pg.find_gpu("H200")
@@ -76,8 +76,35 @@ def test_default_split_follows_the_version(engine: str, split: tuple[int, ...]) 
 def test_unknown_engines_and_versions_are_refused_by_name() -> None:
     with pytest.raises(pg.EngineError, match="'vlm' is not known; did you mean 'vllm'"):
         find_engine("vlm")
-    with pytest.raises(pg.EngineError, match="version 'latest' of vllm"):
-        find_engine("vllm==latest")
+    with pytest.raises(
+        pg.EngineError, match=r"version 'latest' of sglang is not a number; write e\.g\. sglang==0\.5"
+    ):
+        find_engine("sglang==latest")
+    with pytest.raises(pg.EngineError, match=r"version '0\.33\\nrm' of vllm is not a number"):
+        find_engine("vllm==0.33\nrm")
+
+
+@pytest.mark.parametrize(
+    ("engine", "taken_for"),
+    [
+        *(("vllm==9.9", "0.33"), ("vllm==0.34", "0.33"), ("vllm==0.4", "0.6.6"), ("sglang==9", "0.5.23")),
+        *(("sglang==0.5.24", "0.5.23"), ("sglang==0.5.2", "0.5.3"), ("vllm==0.33.1", None)),
+        *(("vllm==0.6.6.post1", None), ("vllm==0.24", None), ("sglang==0.5.23.post1", None)),
+    ],
+)
+def test_a_version_that_was_not_read_is_noted(engine: str, taken_for: str | None) -> None:
+    result = plan(engine=engine, pp_size=2)
+    noted = [note for note in result.notes if "was read from" in note]
+    assert [f"is taken for {taken_for}, and" in note for note in noted] == [True] * (taken_for is not None)
+    # The note is a comment of the launch line as well.
+    assert [f"# {note}" in result.export().splitlines() for note in noted] == [True] * len(noted)
+
+
+def test_exporters_note_the_versions_that_were_not_read() -> None:
+    assert find_exporter("megatron==0.17").version_notes()
+    assert "# torchtitan was read from 0.2 to 0.3; 0.1" in plan().export("torchtitan==0.1")
+    for name in exporter_names():
+        assert not find_exporter(name).version_notes()
 
 
 def test_vllm_takes_its_share_of_the_whole_device() -> None:

@@ -24,7 +24,9 @@ class Exporter(ABC):
     Attributes:
         name: What users call it, e.g. ``"megatron"``.
         title: Its own name.
-        default_version: The version that the text is right for when nobody asks for another.
+        default_version: The version that the text is right for when nobody asks for another: the newest
+            that was read.
+        oldest_version: The oldest that was read, where it is another.
         writes: What its export is, for lists of exporters.
         syntax: How a split looks in its text, for error messages.
         checked: What the tests hold the text against.
@@ -33,18 +35,46 @@ class Exporter(ABC):
     name: str
     title: str
     default_version: str
+    oldest_version: str | None = None
     writes: str
     syntax: str
     checked: str
 
     def __init__(self, version: str | None = None) -> None:
         self.version = version or self.default_version
-        self.release = parse_version(self.version, engine=self.name)
+        self.release = self._parse(self.version)
 
     @property
     def label(self) -> str:
         """Return name and version, e.g. ``"vllm==0.33"``."""
         return f"{self.name}=={self.version}"
+
+    def version_notes(self) -> tuple[str, ...]:
+        """Say so where this version lies outside those that were read, and which of them it is taken for.
+
+        >>> from pgplan.engines import find_exporter
+        >>> find_exporter("vllm==0.24").version_notes()
+        ()
+        >>> find_exporter("vllm==9.9").version_notes()
+        ('vLLM was read from 0.6.6 to 0.33; 9.9 is taken for 0.33, and its rules and flags may differ',)
+        """
+        newest = self.default_version
+        oldest = self.oldest_version or newest
+        limit = self._parse(newest)
+        if self.release < self._parse(oldest):
+            nearest = oldest
+        elif self.release[: len(limit)] > limit:
+            nearest = newest
+        else:
+            return ()
+        read = f"in {newest}" if oldest == newest else f"from {oldest} to {newest}"
+        return (
+            f"{self.title} was read {read}; {self.version} is taken for {nearest}, and its rules and "
+            f"flags may differ",
+        )
+
+    def _parse(self, version: str) -> tuple[int, ...]:
+        return parse_version(version, engine=self.name, like=self.default_version)
 
     @abstractmethod
     def export(self, plan: Plan) -> str:
@@ -91,12 +121,13 @@ class Exporter(ABC):
         return fixed
 
     def header(self, plan: Plan) -> str:
-        """Return a first line that says what the text is, and for which version."""
+        """Return a first line that says what the text is, and for which version; a note on it follows."""
         name = " ".join(plan.model.name.split())
-        return (
+        first = (
             f"# {name}, split {format_split(plan.split)} on {plan.cluster.description}, "
             f"for {self.title} {self.version}"
         )
+        return "\n# ".join([first, *self.version_notes()])
 
     def refuse_tp(self, plan: Plan, *, mend: str) -> None:
         """Refuse ranks that share a stage, where the program has no word for them."""
@@ -106,7 +137,7 @@ class Exporter(ABC):
             )
 
 
-def parse_version(version: str, *, engine: str) -> tuple[int, ...]:
+def parse_version(version: str, *, engine: str, like: str) -> tuple[int, ...]:
     """Read ``"0.24"`` or ``"0.6.6.post1"`` as numbers that compare; a suffix is ignored.
 
     Raises:
@@ -117,8 +148,9 @@ def parse_version(version: str, *, engine: str) -> tuple[int, ...]:
         if not word.isdecimal():
             break
         numbers.append(int(word))
-    if not numbers:
-        raise EngineError(f"version {version!r} of {engine} is not a number; write e.g. {engine}==0.33")
+    # It goes into comments of scripts, so it is one word.
+    if not numbers or version.split() != [version]:
+        raise EngineError(f"version {version!r} of {engine} is not a number; write e.g. {engine}=={like}")
     return tuple(numbers)
 
 

@@ -78,6 +78,7 @@ class SGLang(Engine):
     name = "sglang"
     title = "SGLang"
     default_version = "0.5.23"
+    oldest_version = "0.5.3"
     writes = "the variable and `sglang.launch_server`"
     syntax = "SGLANG_PP_LAYER_PARTITION=a,b,c"
     checked = "0.5.23: its get_pp_indices, run; its flags and log messages"
@@ -183,9 +184,10 @@ class SGLang(Engine):
 
     def notes(self, model: ModelSpec, *, pp_size: int) -> tuple[str, ...]:
         """Say so where this architecture departs from the textbook placement."""
+        notes = self.version_notes()
         if pp_size > 1 and self.placement(model, pp_size=pp_size).head == "every":
-            return (f"SGLang builds the output head of {model.architecture} on every stage",)
-        return ()
+            return (*notes, f"SGLang builds the output head of {model.architecture} on every stage")
+        return notes
 
     def export(self, plan: Plan) -> str:
         """Return the override variable and the launch line with every flag that the plan implies."""

@@ -34,6 +34,7 @@ class TorchTitan(Exporter):
     name = "torchtitan"
     title = "torchtitan"
     default_version = "0.3"
+    oldest_version = "0.2"
     writes = "fields of `parallelism`"
     syntax = "module_fqns_per_model_part or the two less_layers weights"
     checked = "0.3.0: its generator of module names, run; its fields"

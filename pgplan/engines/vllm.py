@@ -65,6 +65,7 @@ class VLLM(Engine):
     name = "vllm"
     title = "vLLM"
     default_version = "0.33"
+    oldest_version = "0.6.6"
     writes = "the variable and `vllm serve`"
     syntax = "VLLM_PP_LAYER_PARTITION=a,b,c"
     checked = "0.33.0: its get_pp_indices, run; its flags and log messages; 0.24.0: what it printed on H200s"
@@ -192,7 +193,7 @@ class VLLM(Engine):
 
     def notes(self, model: ModelSpec, *, pp_size: int) -> tuple[str, ...]:
         """Say so where this architecture departs from the textbook placement, and what its state takes."""
-        placement, notes = vllm_placement(model), []
+        placement, notes = vllm_placement(model), [*self.version_notes()]
         if states_per_request(self.release) > 1 and any(kind.state for kind in model.kinds):
             notes.append(
                 "with prefix caching, which is on by default, vLLM keeps two recurrent states per request; "
