@@ -269,6 +269,27 @@ def test_modelopt_beside_the_configuration(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "promised"),
+    [
+        *(("DeepSeek-V3.2-NVFP4", "NVFP4"), ("llama-fp8-dynamic", "fp8"), ("Llama.w4a16", "w4a16")),
+        *(("Llama_3-AWQ", "AWQ"), ("Llama-3.1-8B-4bit", "4bit"), ("Llama-3.1-8B", None), ("fp80", None)),
+    ],
+)
+def test_a_name_that_promises_more_than_the_configuration_is_noted(
+    name: str, promised: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(LLAMA))
+    noted = [note for note in load_model(file).notes if "no quantization_config" in note]
+    assert [f"the name says {promised}: planned in bfloat16;" in note for note in noted] == (
+        [True] if promised else []
+    )
+    quantization = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    file.write_text(json.dumps({**LLAMA, "quantization_config": quantization}))
+    assert not [note for note in load_model(file).notes if "no quantization_config" in note]
+
+
 def test_modelopt_mixed_by_module() -> None:
     layers = {
         "model.layers.0.mlp.up_proj": {"quant_algo": "NVFP4", "group_size": 16},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,11 @@ from pgplan.model.quantization import DTYPE_KEYS, lay_out
 from pgplan.model.sources import find
 from pgplan.model.spec import ModelSpec
 
+# What names of quantized checkpoints hold.
+_FORMATS = re.compile(
+    r"(?<![a-z0-9])(nvfp4|mxfp[468]|fp[468]|int[48]|w[48]a(4|8|16)|awq|gptq|[2-8]bit)(?![a-z0-9])",
+    re.IGNORECASE,
+)
 # A configuration with one of these describes more than a plain decoder, whatever its other keys say.
 NOT_PLAIN = (
     "kv_lora_rank",
@@ -70,10 +76,22 @@ def load_model(
     model = builder(config)
     model = replace(model, name=found.name, source=found.origin, architecture=architecture)
     if found.checkpoint is None:
-        return lay_out(model, config, dtype=dtype)
+        model = lay_out(model, config, dtype=dtype)
+        return replace(model, notes=(*model.notes, *_format_notes(model)))
     if dtype is None and config.get(*DTYPE_KEYS) is None and config.text.get(*DTYPE_KEYS) is None:
         dtype = found.checkpoint.dtype
     return agree(lay_out(model, config, dtype=dtype), found.checkpoint)
+
+
+def _format_notes(model: ModelSpec) -> tuple[str, ...]:
+    """Say so where the name promises a quantization of which the configuration knows nothing."""
+    promised = _FORMATS.search(model.name)
+    if promised is None or any(weight.storage.bits < 16 for kind in model.kinds for weight in kind.weights):
+        return ()
+    return (
+        f"no quantization_config, although the name says {promised[0]}: planned in {model.dtype}; give the "
+        f"checkpoint's folder, whose hf_quant_config.json or tensors tell",
+    )
 
 
 def _assume_llama(config: Config) -> ModelSpec:
