@@ -602,6 +602,13 @@ def test_the_table_tells_each_exporter_and_what_it_can() -> None:
         assert cells[3] == (",".join(map(str, split)) if split else cells[3] if name[:4] == "mega" else "-")
 
 
+def test_a_switch_is_explained_by_what_its_flag_does() -> None:
+    ray = options_of(type(find_exporter("vllm")))["ray"]
+    assert (ray.flag, ray.about) == ("--no-ray", "Start vLLM on each machine, without Ray.")
+    override = options_of(type(find_exporter("llama.cpp")))["override_tensor"]
+    assert (override.flag, override.about[:16]) == ("--override-tensor", "Name the tensors")
+
+
 def test_every_option_has_a_type_a_default_and_a_meaning() -> None:
     for name in exporter_names():
         for option in options_of(type(find_exporter(name))).values():

@@ -20,7 +20,7 @@ class Option:
         type: ``bool``, ``int`` or ``str``.
         default: What holds when it is not given.
         choices: The values that it may have; empty: any of its type.
-        about: What it means.
+        about: What its flag does; of a switch that is on by default, what turning it off does.
     """
 
     name: str
@@ -76,16 +76,21 @@ def options_of(kind: type[Exporter]) -> dict[str, Option]:
             type=str if choices else parameter.annotation,
             default=parameter.default,
             choices=choices,
-            about=_about(kind, name),
+            about=_about(kind, name, is_off=parameter.default is True),
         )
     return found
 
 
-def _about(kind: type[Exporter], name: str) -> str:
-    """Return what the docstring of the class, or of one that it stands on, says of an option."""
+def _about(kind: type[Exporter], name: str, *, is_off: bool) -> str:
+    """Return what the docstring of the class, or of one that it stands on, says of an option.
+
+    A switch that is on by default is described as ``what it does; off: what happens instead``.
+    """
     for owner in kind.__mro__:
         text = inspect.cleandoc(owner.__doc__ or "")
         said = re.search(rf"^    {name}: (.*(?:\n {{8}}.*)*)", text, re.MULTILINE)
         if said:
-            return " ".join(said[1].replace("``", "").split())
+            about = " ".join(said[1].replace("``", "").split())
+            instead = about.partition("; off: ")[2]
+            return instead[:1].upper() + instead[1:] if is_off else about
     return ""

@@ -59,7 +59,7 @@ class VLLM(Engine):
     Args:
         version: Its release.
         nodes: Machines that the launch line spreads the stages over.
-        ray: Have Ray join the machines; without it vLLM is started on each of them.
+        ray: Have Ray join the machines; off: start vLLM on each machine, without Ray.
     """
 
     name = "vllm"
