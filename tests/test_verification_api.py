@@ -14,7 +14,7 @@ import pgplan as pg
 from pgplan.cli import main
 from pgplan.distributed.bootstrap import RANK_VARIABLE
 from pgplan.errors import BackendError, LaunchError, PlanError
-from pgplan.launcher import Event
+from pgplan.launcher import Event, Run
 from pgplan.launcher.backends import visible_gpus
 from pgplan.verification import Verification, verify
 from pgplan.verification.figures import Spread
@@ -144,7 +144,7 @@ def test_a_worker_killed_in_a_measurement_gives_the_launchers_error() -> None:
 
 @pytest.mark.skipif(visible_gpus() > 0, reason="this machine has GPUs")
 def test_nccl_without_gpus_is_refused() -> None:
-    with pytest.raises(BackendError, match="1 GPUs for one stage and 0 are visible"):
+    with pytest.raises(BackendError, match="'nccl' cannot run here: no NVIDIA GPU is visible; give"):
         verify(plan(), backend="nccl")
 
 
@@ -210,6 +210,13 @@ def test_a_record_of_the_version_before_is_read_without_its_intervals(record: Ve
     assert found["context_bytes"].predicted == (2125 + 162) << 20
     with pytest.raises(PlanError, match="schema_version 1"):
         Verification.from_json(json.dumps(data | {"schema_version": 1}))
+
+
+@pytest.mark.skipif(visible_gpus() > 0, reason="this machine has GPUs")
+def test_the_backend_that_nobody_asked_for_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(LaunchError, match="cancelled"):
+        verify(plan(), show="terminal", on_run=Run.cancel)
+    assert "backend: gloo, because for nccl no NVIDIA GPU is visible" in capsys.readouterr().err
 
 
 @pytest.mark.slow

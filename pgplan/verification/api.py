@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pgplan.codec import from_data
-from pgplan.errors import BackendError, ModelError
+from pgplan.errors import ModelError
 from pgplan.launcher import Event, Run, start
-from pgplan.launcher.backends import Backend, visible_gpus
+from pgplan.launcher.backends import Backend, choose_backend, visible_gpus
 from pgplan.launcher.show import Show
 from pgplan.planning import Plan
 from pgplan.planning import plan as make_plan
@@ -85,7 +85,7 @@ def verify(
         under_way = start(
             _ENTRY,
             ranks=ranks,
-            backend=chosen,
+            backend=backend,
             timeout=timeout,
             args={"plan": laid_out.to_json(), "alone": alone},
             env=variables(chosen),
@@ -106,15 +106,9 @@ def verify(
 
 def _choose(plan: Plan, backend: Backend) -> tuple[Mode, Backend]:
     """Decide between pipeline and stage by stage, and between NCCL and gloo."""
-    ranks, gpus = plan.pp_size * plan.tp_size, visible_gpus()
-    if backend == "gloo" or (backend == "auto" and gpus < plan.tp_size):
+    if choose_backend(backend, ranks=plan.tp_size).name == "gloo":
         return "pipeline", "gloo"
-    if gpus < plan.tp_size:
-        raise BackendError(
-            f"backend 'nccl' needs {plan.tp_size} GPUs for one stage and {gpus} are visible; "
-            f"give backend='gloo' or 'auto'"
-        )
-    return ("pipeline" if gpus >= ranks else "stage by stage"), "nccl"
+    return ("pipeline" if visible_gpus() >= plan.pp_size * plan.tp_size else "stage by stage"), "nccl"
 
 
 def _narrow(plan: Plan) -> tuple[Plan, int]:
