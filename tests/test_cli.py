@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -251,6 +252,24 @@ def test_writing_replaces_the_file_behind_a_link(tmp_path):
     assert pgplan(f"{PLAN} -o link.json", cwd=tmp_path).returncode == 0
     assert (tmp_path / "link.json").is_symlink()
     assert json.loads((tmp_path / "real.json").read_text())["fits"] is True
+
+
+def test_a_worker_that_fails_is_told_with_its_traceback(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('no such\\nlibrary')\n")
+    pgplan("plan qwen3-0.6b --gpu H200 --pp 2 --split 14,14 -o plan.json", cwd=tmp_path)
+    done = pgplan("verify plan.json --backend gloo", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (3, "")
+    told = done.stderr.partition("pgplan: ")[2].splitlines()
+    assert "RuntimeError" in told[0]
+    assert "Traceback (most recent call last):" in told
+    assert "    raise RuntimeError('no such\\nlibrary')" in told
+
+
+def test_help_tells_every_exit_code(tmp_path):
+    done = pgplan("--help", cwd=tmp_path)
+    told = " ".join(done.stdout.partition("Exit codes:")[2].split())
+    assert re.findall(r"\b\d+\b", told) == ["0", "1", "2", "3", "130"]
 
 
 def test_export_takes_the_engine_or_the_plans_own(tmp_path):

@@ -1,8 +1,8 @@
 """The command line: ``pgplan plan|export|check|verify|calibrate|models|gpus|engines|lab|app``.
 
 Exit codes: 0 done; 1 the plan does not fit, or a log or a measurement contradicts it (the report is printed
-all the same);
-2 bad input, told in one line on stderr; 130 after Ctrl-C.
+all the same); 2 bad input, told in one line on stderr; 3 worker processes failed, told in one line with the
+traceback of the first below it; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InfeasibleError as error:
         return _say(str(error), code=1)
     except LaunchError as error:
+        _say(str(error), code=3)
         # The notes hold the traceback of the worker that failed.
-        return _say("\n".join((str(error), *getattr(error, "__notes__", ()))), code=3)
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        return 3
     except PgplanError as error:
         return _say(str(error), code=2)
     except KeyboardInterrupt:

@@ -66,7 +66,8 @@ def _make_parser(words: Sequence[str]) -> _Parser:
         prog="pgplan",
         allow_abbrev=False,
         description="Plan pipeline-parallel layer splits before a single weight is loaded.",
-        epilog="Exit codes: 0 done, 1 the plan does not fit or hold, 2 bad input.",
+        epilog="Exit codes: 0 done, 1 the plan does not fit or hold, 2 bad input, 3 worker processes failed, "
+        "130 ended by Ctrl-C.",
     )
     parser.add_argument("--version", action="version", version=f"pgplan {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
