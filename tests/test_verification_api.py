@@ -13,7 +13,7 @@ import pytest
 import pgplan as pg
 from pgplan.cli import main
 from pgplan.distributed.bootstrap import RANK_VARIABLE
-from pgplan.errors import BackendError, LaunchError, PlanError
+from pgplan.errors import BackendError, LaunchError, ModelError, PlanError
 from pgplan.launcher import Event, Run
 from pgplan.launcher.backends import visible_gpus
 from pgplan.verification import Verification, verify
@@ -146,6 +146,17 @@ def test_a_worker_killed_in_a_measurement_gives_the_launchers_error() -> None:
 def test_nccl_without_gpus_is_refused() -> None:
     with pytest.raises(BackendError, match="'nccl' cannot run here: no NVIDIA GPU is visible; give"):
         verify(plan(), backend="nccl")
+
+
+def test_draft_layers_are_refused_and_the_planner_says_why() -> None:
+    drafting = replace(WORKLOAD, draft_tokens=1)
+    planner = pg.Planner("deepseek-v3", pg.Cluster.uniform("H200", pp_size=8), workload=drafting)
+    with pytest.raises(ModelError, match=r"no layers that draft tokens.*draft_tokens 1; plan it with") as no:
+        verify(planner.plan, backend="gloo")
+    planner.verify()
+    planner.board.proof.wait()
+    assert str(no.value) in planner.board.proof.result.value
+    planner.close()
 
 
 def test_a_spread_is_the_middle_and_the_tenths() -> None:

@@ -59,7 +59,7 @@ def verify(
         The record; ``passed`` tells whether all is as predicted.
 
     Raises:
-        ModelError: If the model has layers or a KV cache that are not computed here.
+        ModelError: If the plan has layers or a KV cache that are not computed here, or draft layers.
         BackendError: If the backend cannot run here.
         LaunchError: If a worker failed; names the first one, with its cause.
 
@@ -70,7 +70,7 @@ def verify(
     ...  for stage, planned in zip(record.stages, record.plan.stages)]
     [True, True]
     """
-    check_supported(plan.model)
+    check_supported(plan.model, draft_tokens=plan.workload.draft_tokens)
     mode, chosen = _choose(plan, backend)
     laid_out, factor = (plan, 1) if chosen == "nccl" else _narrow(plan)
     element_bytes = ELEMENT_BYTES[laid_out.model.dtype]

@@ -183,12 +183,17 @@ class Shards:
         return torch.Generator(device=self.device).manual_seed(self.seed << 32 | zlib.crc32(name.encode()))
 
 
-def check_supported(model: ModelSpec) -> None:
-    """Refuse what the layers here cannot compute.
+def check_supported(model: ModelSpec, *, draft_tokens: int = 0) -> None:
+    """Refuse what the layers here cannot compute, and draft layers, which no stage here lays out.
 
     Raises:
-        ModelError: Names the weight or the kind of attention.
+        ModelError: Names the weight or the kind of attention, or what is drafted.
     """
+    if draft_tokens:
+        raise ModelError(
+            f"verification lays out no layers that draft tokens, and the plan of {model.name} has "
+            f"draft_tokens {draft_tokens}; plan it with draft_tokens 0 to verify its other layers"
+        )
     for layer in model.kinds:
         attention, kind = layer.attention, None
         if layer.state is not None:
