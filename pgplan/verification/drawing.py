@@ -6,8 +6,8 @@ import io
 
 from matplotlib.figure import Figure
 
-from pgplan.verification.comparing import headline
 from pgplan.verification.record import Verification
+from pgplan.verification.reporting import headline
 
 
 class RecordFigure(Figure):

@@ -124,7 +124,7 @@ class Verification:
     @property
     def sentences(self) -> tuple[str, ...]:
         """Return what a reader should know, the most important first."""
-        from pgplan.verification.comparing import sentences
+        from pgplan.verification.reporting import sentences
 
         return sentences(self)
 
@@ -133,7 +133,7 @@ class Verification:
         return f"<Verification of {self.plan.model.name}, {self.mode}, {self.backend}: {verdict}>"
 
     def __str__(self) -> str:
-        from pgplan.verification.comparing import report
+        from pgplan.verification.reporting import report
 
         return report(self)
 

@@ -14,8 +14,8 @@ from pgplan.launcher import Event, Run
 from pgplan.launcher.backends import visible_gpus
 from pgplan.planning import Plan
 from pgplan.verification import Verification, verify
-from pgplan.verification.comparing import headline
 from pgplan.verification.record import Comparison
+from pgplan.verification.reporting import headline
 from pgplan.view.numbers import significant
 from pgplan.widgets.measured import measured_svg, unit_of
 from pgplan.widgets.scene import Scene
