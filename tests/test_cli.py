@@ -153,6 +153,17 @@ def test_other_bad_input_is_one_line(words, fragment, folder):
     assert fragment in done.stderr
 
 
+def test_a_plan_that_was_edited_is_refused_by_its_file(tmp_path):
+    pgplan(f"{PLAN} --split 20,21,20,19 -o plan.json", cwd=tmp_path)
+    data = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({**data, "split": [20, 20, 20, 20]}))
+    for command in ("export", "verify", "check --log plan.json"):
+        done = pgplan(f"{command} plan.json", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("pgplan: plan.json cannot be read: plan's split 20,20,20,20 must be")
+        assert "with split='20,20,20,20'" in done.stderr
+
+
 def test_a_line_break_in_a_name_stays_on_the_line(tmp_path):
     done = pgplan("plan './two\nlines.json' --gpu H200 --pp 4", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -89,6 +89,14 @@ def _workload(args: Namespace) -> Workload:
     return Workload(**{name: value for name, value in given.items() if value is not None})
 
 
+def _read_plan(path: str) -> Plan:
+    text = read_text(path, what="a plan")
+    try:
+        return Plan.from_json(text)
+    except PlanError as error:
+        raise PlanError(f"{path} cannot be read: {error}") from None
+
+
 def _files(args: Namespace, result: Plan) -> dict[str, bytes]:
     """Return the files that were asked for, all rendered before the first is written."""
     files: dict[str, bytes] = {}
@@ -115,7 +123,7 @@ def _report(result: Plan, other: Plan | None) -> None:
 
 
 def _export(args: Namespace) -> int:
-    result = Plan.from_json(read_text(args.plan, what="a plan"))
+    result = _read_plan(args.plan)
     options = {
         name.removeprefix(EXPORTER_OPTION): value
         for name, value in vars(args).items()
@@ -130,7 +138,7 @@ def _export(args: Namespace) -> int:
 
 
 def _check(args: Namespace) -> int:
-    result = Plan.from_json(read_text(args.plan, what="a plan"))
+    result = _read_plan(args.plan)
     # A log may hold whatever a program printed.
     check = check_log(result, read_text(args.log, what="a log", errors="replace"))
     print(json.dumps(check.to_dict(), indent=1) if args.json else check)
@@ -140,7 +148,7 @@ def _check(args: Namespace) -> int:
 def _verify(args: Namespace) -> int:
     from pgplan.verification import verify
 
-    given = Plan.from_json(read_text(args.plan, what="a plan"))
+    given = _read_plan(args.plan)
     check_place(args.output)
     record = verify(given, backend=args.backend, show=None if args.json else "terminal")
     if args.output:

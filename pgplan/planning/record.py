@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pgplan.cost.rates import Tier
 from pgplan.engines.base import EngineSettings
-from pgplan.errors import PlanError
 from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
 from pgplan.workload import Workload
@@ -301,13 +300,9 @@ class Plan:
         Raises:
             PlanError: If the text is not a plan that this version can read; says where and why.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PlanError(f"a plan must be JSON, but line {error.lineno} is not: {error.msg}") from None
-        from pgplan.planning.document import plan_from_data
+        from pgplan.planning.document import plan_from_json
 
-        return plan_from_data(data)
+        return plan_from_json(text)
 
 
 def split_ranges(split: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
