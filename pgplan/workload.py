@@ -51,17 +51,17 @@ class Workload:
     draft_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "output_tokens", "concurrency"):
-            _check_count(name, getattr(self, name))
+        for name, usual in (("prompt_tokens", 2048), ("output_tokens", 256), ("concurrency", 64)):
+            _check_count(name, getattr(self, name), mend=f"give e.g. {usual}")
         for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+                _check_count(name, getattr(self, name), mend="leave it out for the default")
         if self.draft_tokens != 0:
-            _check_count("draft_tokens", self.draft_tokens)
+            _check_count("draft_tokens", self.draft_tokens, mend="give 0 for none")
         share = self.memory_utilization
         if share is not None and not (_is_number(share) and 0 < share <= 1):
             raise WorkloadError(f"memory_utilization must lie above 0 and at most 1, got {share!r}; e.g. 0.9")
-        if self.kv_dtype != "auto" and self.kv_dtype not in KV_DTYPE_BYTES:
+        if self.kv_dtype not in ("auto", *KV_DTYPE_BYTES):
             raise WorkloadError(
                 f"kv_dtype {self.kv_dtype!r} is not known; give one of auto, {', '.join(KV_DTYPE_BYTES)}"
             )
@@ -86,6 +86,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_count(name: str, value: object) -> None:
+def _check_count(name: str, value: object, *, mend: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise WorkloadError(f"{name} must be a whole number of at least 1, got {value!r}")
+        raise WorkloadError(f"{name} must be a whole number of at least 1, got {value!r}; {mend}")

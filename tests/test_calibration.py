@@ -123,6 +123,7 @@ def test_a_file_from_before_all_reduces_were_measured_in_layers_is_read() -> Non
     [
         (lambda data: data.pop("schema_version"), "calibrate again"),
         (lambda data: data.update(schema_version=99), "schema_version 99"),
+        (lambda data: data.pop("models"), "and is not; give another file"),
         (lambda data: data.update(layers=[{"digest": 3}]), r"layers\[0\]"),
         (lambda data: data["layers"][0]["decode"]["seconds"].pop(), "grid of 3 x 2 points"),
     ],
@@ -139,6 +140,15 @@ def test_what_is_not_json_is_refused() -> None:
     for text in ("", "[]", "3", "{"):
         with pytest.raises(CalibrationError, match="calibrate again"):
             Calibration.from_json(text)
+
+
+def test_a_file_that_is_something_else_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"schema_version": 1, "stages": []}))
+    with pytest.raises(
+        CalibrationError, match=r"plan\.json cannot be read: a calibration must be the JSON that"
+    ):
+        find_calibration(path)
 
 
 def test_merging_keeps_both_and_lets_the_later_hold() -> None:

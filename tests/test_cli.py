@@ -48,6 +48,7 @@ def folder(tmp_path):
     }
     tmp_path.joinpath("no_layers.json").write_text(json.dumps(config))
     tmp_path.joinpath("zero_layers.json").write_text(json.dumps({**config, "num_hidden_layers": 0}))
+    tmp_path.joinpath("a_plan.json").write_text(json.dumps({"schema_version": 1, "stages": []}))
     unknown = {**config, "num_hidden_layers": 8, "architectures": ["NovelForCausalLM"]}
     tmp_path.joinpath("unknown.json").write_text(json.dumps(unknown))
     return tmp_path
@@ -68,6 +69,7 @@ BAD_INPUT = {
         "own config.json",
     ),
     "zero layers": ("plan zero_layers.json --gpu H200 --pp 4", "num_hidden_layers", "got 0"),
+    "a plan": ("plan a_plan.json --gpu H200 --pp 4", "a_plan.json is a plan", "'pgplan export'"),
     "unknown architecture": ("plan unknown.json --gpu H200 --pp 4", "got NovelForCausalLM", "nearest are"),
     "unknown GPU": ("plan llama-3.1-70b --gpu H2000 --pp 4", "'H2000'", "pgplan gpus"),
     "ambiguous GPU": ("plan llama-3.1-70b --gpu A100 --pp 4", "'A100'", "'A100 80GB SXM4'"),
@@ -103,6 +105,7 @@ BAD_INPUT = {
     "no number": (f"{PLAN} --memory-utilization most", "such as 0.9, got 'most'", "--help"),
     "count NaN": (f"{PLAN} --concurrency nan", "such as 4, got 'nan'", "--help"),
     "count 0": (f"{PLAN} --prompt-tokens 0", "prompt_tokens", "at least 1"),
+    "layers negative": (f"{PLAN} --layers -1", "at least 1, got -1", "give e.g. 80"),
     "layers absurd": (f"{PLAN} --layers 99999999", "at most 10000", "99999999"),
     "unknown objective": (f"{PLAN} --objective speed", "'speed'", "kv, decode, prefill"),
     "unknown engine": (f"{PLAN} --engine vlm", "'vlm'", "'vllm'"),
@@ -142,6 +145,8 @@ def test_bad_plan_input_is_one_line_and_writes_nothing(row, folder):
         ("export deep.json --to vllm", "nested"),
         ("export binary.json --to vllm", "UTF-8"),
         ("export list.json --to vllm", "schema_version"),
+        ("calibrate qwen3-0.6b -o a_plan.json", "a_plan.json cannot be read: a calibration must be"),
+        ("calibrate qwen3-0.6b --gpu-count -1", "got -1; leave it out for all"),
         ("export empty --to vllm", "empty"),
     ],
 )
@@ -325,7 +330,7 @@ def test_export_takes_the_options_of_each_exporter(tmp_path):
         ("--to megatron --form dsl", "argument --form: invalid choice: 'dsl' (choose from"),
         ("--nodes two", "must be a whole number such as 4, got 'two'"),
         ("--nodes -2", "nodes is at least 1, got -2"),
-        ("--nodes 3", "4 stages of 1 GPUs do not spread over 3 nodes; give nodes 1 or 2 or 4"),
+        ("--nodes 3", "4 stages of 1 GPU do not spread over 3 nodes; give nodes 1 or 2 or 4"),
         ("--nodes", "argument --nodes: expected one argument"),
         ("--to", "argument --to: expected one argument"),
         ("--to megatron --virtual-stages 20", "give virtual_stages 19 or less"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
@@ -105,3 +106,11 @@ def test_a_link_between_unequal_devices_is_the_slower_one() -> None:
 def test_a_pair_of_mi300x_has_one_of_seven_links() -> None:
     assert pg.find_gpu("MI300X").pair_bandwidth == 64e9
     assert pg.find_gpu("MI300X").link_bandwidth == 448e9
+
+
+def test_local_gpus_without_torch_are_refused_with_a_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(pg.HardwareError, match=r"is not installed; install it, or name one, e\.g\. 'H200'"):
+        pg.local_cluster()
+    with pytest.raises(pg.HardwareError, match="tp_size must be a whole number of at least 1, got 0; give"):
+        pg.local_cluster(tp_size=0)

@@ -10,20 +10,22 @@ import pgplan as pg
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "mend"),
     [
-        ("prompt_tokens", 0),
-        ("output_tokens", -1),
-        ("concurrency", 2.5),
-        ("concurrency", True),
-        ("max_model_len", 0),
-        ("max_num_seqs", math.nan),
-        ("max_num_batched_tokens", "4096"),
+        ("prompt_tokens", 0, "give e.g. 2048"),
+        ("output_tokens", -1, "give e.g. 256"),
+        ("concurrency", 2.5, "give e.g. 64"),
+        ("concurrency", True, "give e.g. 64"),
+        ("max_model_len", 0, "leave it out for the default"),
+        ("max_num_seqs", math.nan, "leave it out for the default"),
+        ("max_num_batched_tokens", "4096", "leave it out for the default"),
+        ("draft_tokens", -1, "give 0 for none"),
     ],
 )
-def test_counts_must_be_whole_numbers(field: str, value: object) -> None:
-    with pytest.raises(pg.WorkloadError, match=f"{field} must be a whole number of at least 1, got"):
+def test_counts_must_be_whole_numbers(field: str, value: object, mend: str) -> None:
+    with pytest.raises(pg.WorkloadError) as caught:
         pg.Workload(**{field: value})  # type: ignore[arg-type]
+    assert str(caught.value) == f"{field} must be a whole number of at least 1, got {value!r}; {mend}"
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan, math.inf, True, "0.9"])
@@ -48,5 +50,6 @@ def test_requests_fit_the_context() -> None:
 def test_kv_dtype_is_known_by_name() -> None:
     assert pg.Workload().kv_element_bytes("bfloat16") == 2
     assert pg.Workload(kv_dtype="fp8").kv_element_bytes("bfloat16") == 1
-    with pytest.raises(pg.WorkloadError, match="kv_dtype 'int3' is not known; give one of auto, bfloat16"):
-        pg.Workload(kv_dtype="int3")
+    for unknown in ("int3", None, ["fp8"]):
+        with pytest.raises(pg.WorkloadError, match=r"kv_dtype .* is not known; give one of auto, bfloat16"):
+            pg.Workload(kv_dtype=unknown)  # type: ignore[arg-type]

@@ -150,9 +150,10 @@ def check_nodes(plan: Plan, nodes: int, *, title: str) -> None:
     ranks = len(plan.split) * plan.tp_size
     if nodes < 1:
         raise EngineError(f"nodes is at least 1, got {nodes}; give the number of machines")
+    gpus = f"{plan.tp_size} GPU{'s' if plan.tp_size > 1 else ''}"
     if ranks % nodes or ranks // nodes % plan.tp_size:
         fits = [str(n) for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n % plan.tp_size == 0]
         raise EngineError(
             f"{title} wants the same number of whole stages on each node, but {len(plan.split)} stages of "
-            f"{plan.tp_size} GPUs do not spread over {nodes} nodes; give nodes {' or '.join(fits)}"
+            f"{gpus} do not spread over {nodes} nodes; give nodes {' or '.join(fits)}"
         )

@@ -168,9 +168,12 @@ class Calibration:
         try:
             data = json.loads(text)
             version = data.pop("schema_version")
+            if not {"gpu", "models"} <= data.keys():
+                raise KeyError("another document")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CalibrationError(
-                "a calibration must be the JSON that 'pgplan calibrate -o' wrote, and is not; calibrate again"
+                "a calibration must be the JSON that 'pgplan calibrate -o' wrote, and is not; "
+                "give another file, or calibrate again"
             ) from None
         if version not in _READABLE:
             raise CalibrationError(
@@ -204,6 +207,8 @@ class Calibration:
         """Read what ``save`` wrote; raises CalibrationError if it cannot."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except CalibrationError as error:
+            raise CalibrationError(f"{path} cannot be read: {error}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise CalibrationError(
                 f"a calibration must be a readable file, which {path} is not ({error}); give another path"

@@ -68,7 +68,7 @@ class Cluster:
         object.__setattr__(self, "gpus", gpus)
         if not gpus:
             raise HardwareError("a cluster needs at least 1 GPU, got 0; give one GPU per stage")
-        _check_count("tp_size", self.tp_size)
+        check_count("tp_size", self.tp_size)
 
     @classmethod
     def uniform(cls, gpu: str | GPU, *, pp_size: int, tp_size: int = 1, link: Link | None = None) -> Cluster:
@@ -77,7 +77,7 @@ class Cluster:
         Raises:
             HardwareError: If a count is not a whole number of at least 1, or the GPU is not known.
         """
-        _check_count("pp_size", pp_size)
+        check_count("pp_size", pp_size)
         device = find_gpu(gpu) if isinstance(gpu, str) else gpu
         return cls(gpus=(device,) * pp_size, tp_size=tp_size, link=link)
 
@@ -122,6 +122,7 @@ def own_link(gpu: GPU) -> Link:
     return Link(name="PCIe", bandwidth=bandwidth, latency_s=_PCIE_LATENCY_S)
 
 
-def _check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Refuse what is not a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise HardwareError(f"{name} must be a whole number of at least 1, got {value!r}; give 1, 2, 4, ...")

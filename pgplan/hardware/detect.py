@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 from pgplan.errors import HardwareError
-from pgplan.hardware.cluster import Cluster
+from pgplan.hardware.cluster import Cluster, check_count
 from pgplan.hardware.gpu import GPU, find_gpu
 
 
@@ -18,8 +18,12 @@ def detect_gpus() -> tuple[GPU, ...]:
     Raises:
         HardwareError: If torch sees no GPU, or a device that the table does not know.
     """
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        raise HardwareError(
+            "torch finds the GPUs of this machine and is not installed; install it, or name one, e.g. 'H200'"
+        ) from None
     if not torch.cuda.is_available():
         raise HardwareError("no GPU is visible to torch here; name one, e.g. --gpu 'H200 SXM 141GB'")
     devices = []
@@ -36,12 +40,13 @@ def local_cluster(*, pp_size: int | None = None, tp_size: int = 1) -> Cluster:
     Raises:
         HardwareError: If there are fewer GPUs than ``pp_size * tp_size``.
     """
+    check_count("tp_size", tp_size)
     gpus = detect_gpus()
     stages = pp_size if pp_size is not None else len(gpus) // tp_size
     if stages < 1 or stages * tp_size > len(gpus):
         raise HardwareError(
             f"pp_size * tp_size is {stages} * {tp_size} = {stages * tp_size} but this machine has "
-            f"{len(gpus)} GPUs; give smaller sizes"
+            f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}; give smaller sizes"
         )
     return Cluster(gpus=tuple(gpus[stage * tp_size] for stage in range(stages)), tp_size=tp_size)
 

@@ -135,6 +135,11 @@ def _read_object(file: Path) -> dict[str, object]:
         raise ModelError(
             f"{file} must hold a JSON object, got {type(data).__name__}; give a model's config.json"
         )
+    if {"schema_version", "stages"} <= data.keys():
+        raise ModelError(
+            f"a model's config.json is wanted, but {file} is a plan; 'pgplan export', 'check' and 'verify' "
+            f"take plans, and Plan.from_json(...).model is its model"
+        )
     return data
 
 

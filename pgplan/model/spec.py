@@ -264,7 +264,10 @@ class ModelSpec:
             ModelError: If ``num_layers`` is less than 1.
         """
         if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
-            raise ModelError(f"num_layers must be a whole number of at least 1, got {num_layers!r}")
+            raise ModelError(
+                f"num_layers must be a whole number of at least 1, got {num_layers!r}; give e.g. "
+                f"{self.num_layers}"
+            )
         if num_layers == self.num_layers:
             return self
         lead, period = _lead_and_period(self.pattern)

@@ -80,9 +80,8 @@ def calibrate(
     gpus = visible_gpus()
     ranks = gpu_count if gpu_count is not None else max(1, gpus)
     if ranks < 1 or (gpus and ranks > gpus):
-        raise BackendError(
-            f"gpu_count must lie between 1 and the {gpus or 'processes'} there are, got {ranks}"
-        )
+        most = f" and at most the {gpus} there are" if gpus else ""
+        raise BackendError(f"gpu_count must be at least 1{most}, got {ranks}; leave it out for all")
     sizes = (QUICK if quick else ON_GPU) if gpus else ON_CPU
     shared = (replace(SHARED, sustained_s=0.3) if quick else SHARED) if gpus else ON_CPU
     backend: Backend = "nccl" if gpus else "gloo"
