@@ -27,8 +27,7 @@ import pgplan as pg
 from pgplan.cost.sharding import layer_bytes, rank_bytes
 from pgplan.cost.timing import attention_operations, experts_touched
 from pgplan.model.spec import LayerSpec, ModelSpec
-from pgplan.verification.grid import times_s
-from pgplan.verification.passes import Pass
+from pgplan.verification.passes import Pass, times_s
 from pgplan.verification.pieces import Step
 from pgplan.verification.shards import Shards
 from pgplan.verification.stage import Contents, Stage

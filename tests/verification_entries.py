@@ -15,8 +15,8 @@ from pgplan.distributed.tensor_plane import TensorPlane
 from pgplan.launcher import Worker
 from pgplan.model.spec import ModelSpec
 from pgplan.planning import split_ranges
-from pgplan.verification.checking import build_stage, check_handoff, check_layers
-from pgplan.verification.hops import time_hops
+from pgplan.verification.checking import build_stage, check_layers
+from pgplan.verification.hops import check_handoff, time_hops
 from pgplan.verification.layouts import layout_of
 from pgplan.verification.place import Place
 from pgplan.verification.quantized import Quantized

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from pgplan.distributed.handoff import recv_stage, send_stage
 from pgplan.model.spec import ModelSpec
 from pgplan.verification.kv_cache import is_fp8
-from pgplan.verification.pieces import Step
+from pgplan.verification.pieces import Step, as_it_is
 from pgplan.verification.place import Place
 from pgplan.verification.products import rounds_activations
 from pgplan.verification.shards import Shards
@@ -194,7 +194,7 @@ def _one_process(
             is_last=index == model.num_layers - 1,
         )
         shards = Shards(tp_size=1, tp_rank=0, device=place.device)
-        stage = Stage(model, part, shards, reduce=_same, gather=_same)
+        stage = Stage(model, part, shards, reduce=as_it_is, gather=as_it_is)
         caches = _make_caches(stage)
         if not streams:
             streams = _entering(stage, is_random=not is_first)
@@ -234,10 +234,6 @@ def _leaving(stage: Stage, hidden: torch.Tensor, residual: torch.Tensor | None) 
     return hidden.float() + residual.float()
 
 
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
 def _largest_error(
     found: list[torch.Tensor], expected: list[tuple[torch.Tensor, torch.Tensor]], *, within: float
 ) -> tuple[float, int]:
@@ -254,47 +250,3 @@ def _largest_error(
         error = max(error, float(errors[round(within * len(errors)) - 1]))
         tokens += len(errors)
     return error, tokens
-
-
-def check_handoff(place: Place, *, tokens: int, hidden_size: int, dtype: torch.dtype) -> Check | None:
-    """Send random activations over every hop and compare bit by bit, also after slices are gathered.
-
-    Returns:
-        The check on the first rank of every stage but the first; ``None`` on the others.
-    """
-    import torch
-
-    handoff = place.handoff
-    if handoff is None:
-        return None
-
-    def message(stage: int) -> torch.Tensor:
-        generator = torch.Generator(device=place.device).manual_seed(1000 + stage)
-        drawn = torch.empty((2, tokens, hidden_size), device=place.device, dtype=dtype)
-        return drawn.normal_(generator=generator)
-
-    equal = True
-    measured = handoff.sliced_from_bytes
-    for sliced_from_bytes in (None, 0) if place.tp_size > 1 else (None,):
-        handoff.sliced_from_bytes = sliced_from_bytes
-        if not place.is_first:
-            arrived = recv_stage(handoff, tokens).wait()
-            expected = message(place.stage - 1)
-            equal &= all(torch.equal(a, b) for a, b in zip(arrived, expected, strict=True))
-        if not place.is_last:
-            outgoing = handoff.outgoing(tokens)
-            for target, part in zip(outgoing, message(place.stage), strict=True):
-                target.copy_(part)
-            send_stage(handoff, *outgoing)
-        place.plane.synchronize()
-    handoff.sliced_from_bytes = measured
-    if place.is_first or place.tp_rank > 0:
-        return None
-    ways = "whole and in slices that are gathered" if place.tp_size > 1 else "whole"
-    return Check(
-        name=f"hand-off from stage {place.stage - 1} to {place.stage}",
-        passed=bool(equal),
-        error=0.0 if equal else float("inf"),
-        tolerance=0.0,
-        detail=f"{tokens} tokens of {hidden_size}, {ways}, bit by bit",
-    )

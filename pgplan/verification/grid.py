@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pgplan.cost.pricing import ends_digest, layer_digest
@@ -19,8 +18,8 @@ from pgplan.hardware.interpolation import Curve, Grid
 from pgplan.model.spec import ModelSpec
 from pgplan.verification.figures import Spread
 from pgplan.verification.memory import DeviceMemory
-from pgplan.verification.passes import Clock, Pass, capture
-from pgplan.verification.pieces import Step
+from pgplan.verification.passes import Pass, capture, times_s
+from pgplan.verification.pieces import Step, as_it_is
 from pgplan.verification.shards import Shards
 from pgplan.verification.sizes import Sizes
 from pgplan.verification.stage import Contents, Stage
@@ -154,7 +153,7 @@ class Bench:
     def _stage(self, model: ModelSpec, contents: Contents, tp_size: int) -> Stage:
         depth = self.model.num_layers
         shards = Shards(tp_size=tp_size, tp_rank=self.tp_rank, device=self.device, depth=depth)
-        return Stage(model, contents, shards, reduce=self.reduce, gather=_same)
+        return Stage(model, contents, shards, reduce=self.reduce, gather=as_it_is)
 
     @property
     def tp_rank(self) -> int:
@@ -195,21 +194,6 @@ class Bench:
         repeats = max(_FEWEST, min(_MOST, int(budget_s / self.most(once_s))))
         seconds = times_s(run, self.device, repeats=repeats)
         return Spread.of(seconds).mean_s if self._memory.on_gpu else min(seconds)
-
-
-def times_s(run: Callable[[], object], device: torch.device, *, repeats: int) -> list[float]:
-    """Return the seconds of each of ``repeats`` runs, back to back."""
-    import torch
-
-    clock = Clock(device)
-    clock.mark()
-    for _ in range(repeats):
-        run()
-        clock.mark()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    marks = clock.read()
-    return [after - before for before, after in pairwise(marks)]
 
 
 def timed_curve(sizes: Sequence[int], seconds: Callable[[int], float]) -> Curve:
@@ -254,7 +238,3 @@ def _grid(found: dict[tuple[int, int], float], rows: tuple[int, ...], columns: t
 
 def _cache_elements(stage: Stage, step: Step) -> int:
     return stage.cache_elements(rows=step.sequences, tokens=step.start + step.length)
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor

@@ -1,6 +1,7 @@
-"""Time a hop by itself: from the sender's output being ready to the receiver having it.
+"""A hop by itself: whether it carries every bit, and what it takes.
 
-The clocks of two devices cannot be compared, so the receiver asks for a hop and times until it has come:
+That is the time from the sender's output being ready to the receiver having it. The clocks of two devices
+cannot be compared, so the receiver asks for a hop and times until it has come:
 
     receiver   mark  ask ─╮             ╭─ hop, gathered if sliced  mark
     sender                ╰─ ask   hop ─╯
@@ -20,6 +21,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pgplan.distributed.handoff import recv_stage, send_stage
+from pgplan.verification.checking import Check
 from pgplan.verification.passes import Clock
 from pgplan.verification.place import Place
 
@@ -29,6 +31,50 @@ if TYPE_CHECKING:
 _ROUNDS, _WARM = 24, 4
 # A host launches the rounds in a third of this; a GPU ticks at most so often.
 _HELD_S, _TICKS_PER_S = 0.02, 2e9
+
+
+def check_handoff(place: Place, *, tokens: int, hidden_size: int, dtype: torch.dtype) -> Check | None:
+    """Send random activations over every hop and compare bit by bit, also after slices are gathered.
+
+    Returns:
+        The check on the first rank of every stage but the first; ``None`` on the others.
+    """
+    import torch
+
+    handoff = place.handoff
+    if handoff is None:
+        return None
+
+    def message(stage: int) -> torch.Tensor:
+        generator = torch.Generator(device=place.device).manual_seed(1000 + stage)
+        drawn = torch.empty((2, tokens, hidden_size), device=place.device, dtype=dtype)
+        return drawn.normal_(generator=generator)
+
+    equal = True
+    measured = handoff.sliced_from_bytes
+    for sliced_from_bytes in (None, 0) if place.tp_size > 1 else (None,):
+        handoff.sliced_from_bytes = sliced_from_bytes
+        if not place.is_first:
+            arrived = recv_stage(handoff, tokens).wait()
+            expected = message(place.stage - 1)
+            equal &= all(torch.equal(a, b) for a, b in zip(arrived, expected, strict=True))
+        if not place.is_last:
+            outgoing = handoff.outgoing(tokens)
+            for target, part in zip(outgoing, message(place.stage), strict=True):
+                target.copy_(part)
+            send_stage(handoff, *outgoing)
+        place.plane.synchronize()
+    handoff.sliced_from_bytes = measured
+    if place.is_first or place.tp_rank > 0:
+        return None
+    ways = "whole and in slices that are gathered" if place.tp_size > 1 else "whole"
+    return Check(
+        name=f"hand-off from stage {place.stage - 1} to {place.stage}",
+        passed=bool(equal),
+        error=0.0 if equal else float("inf"),
+        tolerance=0.0,
+        detail=f"{tokens} tokens of {hidden_size}, {ways}, bit by bit",
+    )
 
 
 def time_hops(place: Place, *, tokens: int) -> list[float]:

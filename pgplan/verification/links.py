@@ -13,9 +13,8 @@ from pgplan.hardware.calibration_rows import AllReduceTimes, LinkTimes
 from pgplan.hardware.interpolation import Curve
 from pgplan.launcher import Worker
 from pgplan.model.spec import ModelSpec
-from pgplan.verification.grid import times_s
 from pgplan.verification.hops import time_hops
-from pgplan.verification.passes import capture
+from pgplan.verification.passes import capture, times_s
 from pgplan.verification.place import Place
 
 if TYPE_CHECKING:

@@ -152,15 +152,25 @@ def run_pipeline(
     return list(zip(marks[::2], marks[1::2], strict=True))
 
 
-def run_repeatedly(place: Place, run: Callable[[], object], *, repeats: int) -> list[float]:
-    """Return the seconds of each of ``repeats`` runs, back to back."""
-    clock = Clock(place.device)
+def times_s(
+    run: Callable[[], object],
+    device: torch.device,
+    *,
+    repeats: int,
+    told: Callable[[int], object] | None = None,
+) -> list[float]:
+    """Return the seconds of each of ``repeats`` runs, back to back; ``told`` hears how many are launched."""
+    import torch
+
+    clock = Clock(device)
     clock.mark()
     for index in range(repeats):
         run()
         clock.mark()
-        place.worker.progress(index + 1, repeats)
-    place.plane.synchronize()
+        if told is not None:
+            told(index + 1)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     marks = clock.read()
     return [after - before for before, after in pairwise(marks)]
 

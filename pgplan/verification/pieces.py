@@ -26,6 +26,11 @@ CHECKED_TOKENS = 128
 Reduce = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
+def as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as it is: what is summed over one rank, or gathered from one."""
+    return tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """Tell where the tokens of one microbatch stand.

@@ -13,12 +13,9 @@ from pgplan.distributed.tensor_plane import TensorPlane
 from pgplan.errors import GroupError
 from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
-from pgplan.verification.checking import (
-    Check,
-    check_handoff,
-    check_layers,
-)
+from pgplan.verification.checking import Check, check_layers
 from pgplan.verification.figures import FlowMeasurement, Spread, StageMeasurement
+from pgplan.verification.hops import check_handoff
 from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Pass

@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from pgplan.verification.grid import times_s
+from pgplan.verification.passes import times_s
 
 if TYPE_CHECKING:
     import torch

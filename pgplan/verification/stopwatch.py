@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pgplan.verification.figures import FlowMeasurement, Spread
 from pgplan.verification.hops import time_hops
-from pgplan.verification.passes import Pass, run_pipeline, run_repeatedly
+from pgplan.verification.passes import Pass, run_pipeline, times_s
 from pgplan.verification.pieces import Step
 from pgplan.verification.place import Place
 
@@ -45,10 +45,19 @@ class Stopwatch:
     def time(self, work: Pass, *, budgets: int = 1) -> Spread:
         """Time a pass on this stage alone, as often as fits the budget on the slowest rank."""
         probes = 2
-        once_s = self.place.most(min(run_repeatedly(self.place, work.run, repeats=probes)))
-        run_repeatedly(self.place, work.run, repeats=max(1, self._settling(once_s) - probes))
+        once_s = self.place.most(min(self._seconds(work, repeats=probes)))
+        self._seconds(work, repeats=max(1, self._settling(once_s) - probes))
         repeats = max(_FEWEST, min(_MOST, int(budgets * self._budget_s / once_s)))
-        return Spread.of(run_repeatedly(self.place, work.run, repeats=repeats))
+        return Spread.of(self._seconds(work, repeats=repeats))
+
+    def _seconds(self, work: Pass, *, repeats: int) -> list[float]:
+        """Return the seconds of each run of a pass; the launcher hears how far it is."""
+        place = self.place
+        seconds = times_s(
+            work.run, place.device, repeats=repeats, told=lambda done: place.worker.progress(done, repeats)
+        )
+        place.plane.check("timing its stage")
+        return seconds
 
     def hop(self, step: Step) -> Spread | None:
         """Time the hop that brings a step's activations here, whole or sliced; ``None`` where none comes."""
