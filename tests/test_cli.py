@@ -117,6 +117,14 @@ BAD_INPUT = {
     "abbreviated option": (f"{PLAN} --conc 4", "--conc 4", "pgplan plan --help"),
     "two documents": (f"{PLAN} --json --compare-with default", "--json prints one plan", "leave one"),
     "no such folder": (f"{PLAN} --png nowhere/plan.png", "nowhere/plan.png", "a folder that exists"),
+    "output twice": (f"{PLAN} --png plan.svg", "two go to plan.svg", "rename one"),
+    "output twice by a link": (
+        f"{PLAN} --png empty/../plan.svg",
+        "two go to empty/../plan.svg",
+        "rename one",
+    ),
+    "output without a name": (f"{PLAN} --png ''", "goes to a file, got ''", "give a name"),
+    "output to a dash": (f"{PLAN} --report -", "goes to a file, got '-'", "--json to print it"),
     "output is a folder": (f"{PLAN} --png empty", "empty is not", "a file name"),
 }
 
@@ -253,6 +261,15 @@ def test_compare_with_tells_what_changes(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "A  20,20,20,20\nB  20,21,20,19\n" in done.stdout
     assert done.stdout.count("llama-3.1-70b on 4 x H200 SXM 141GB, vllm") == 2
+
+
+def test_output_does_not_replace_what_stdout_goes_to(tmp_path):
+    for place in ("/dev/stdout", "report.txt"):
+        with (tmp_path / "report.txt").open("w") as report:
+            done = pgplan(f"{PLAN} -o {place}", cwd=tmp_path, capture_output=False, stdout=report, stderr=-1)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"a file of its own, but {place} is where stdout goes; rename one" in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["report.txt"]
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path):

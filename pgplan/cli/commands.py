@@ -97,19 +97,19 @@ def _read_plan(path: str) -> Plan:
         raise PlanError(f"{path} cannot be read: {error}") from None
 
 
-def _files(args: Namespace, result: Plan) -> dict[str, bytes]:
+def _files(args: Namespace, result: Plan) -> list[tuple[str, bytes]]:
     """Return the files that were asked for, all rendered before the first is written."""
-    files: dict[str, bytes] = {}
-    if args.output:
-        files[args.output] = f"{result.to_json()}\n".encode()
-    if args.svg:
-        files[args.svg] = result.to_svg().encode()
-    if args.png:
+    files: list[tuple[str, bytes]] = []
+    if args.output is not None:
+        files.append((args.output, f"{result.to_json()}\n".encode()))
+    if args.svg is not None:
+        files.append((args.svg, result.to_svg().encode()))
+    if args.png is not None:
         image = io.BytesIO()
         result.plot().savefig(image, format="png", dpi=150)
-        files[args.png] = image.getvalue()
-    if args.report:
-        files[args.report] = plan_report(result).encode()
+        files.append((args.png, image.getvalue()))
+    if args.report is not None:
+        files.append((args.report, plan_report(result).encode()))
     return files
 
 
@@ -152,7 +152,7 @@ def _verify(args: Namespace) -> int:
     check_place(args.output)
     record = verify(given, backend=args.backend, show=None if args.json else "terminal")
     if args.output:
-        write_files({args.output: f"{record.to_json()}\n".encode()})
+        write_files([(args.output, f"{record.to_json()}\n".encode())])
     print(record.to_json() if args.json else record)
     return 0 if record.passed else 1
 
@@ -187,8 +187,8 @@ def _calibrate(args: Namespace) -> int:
     from pgplan.verification.calibrating import calibrate, summary
 
     model = load_model(args.model)
-    known = Calibration.load(args.output) if args.output and Path(args.output).exists() else None
     check_place(args.output)
+    known = Calibration.load(args.output) if args.output and Path(args.output).exists() else None
     tp_sizes = None
     if args.tp is not None:
         tp_sizes = list(dict.fromkeys(_tp_size(word) for word in args.tp.split(",")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from pgplan.errors import PlanError
@@ -29,29 +29,25 @@ def check_place(place: str | None) -> None:
     """Find out before minutes of work that its result could not be written.
 
     Raises:
-        PlanError: If it is a folder, or its folder is missing or not to be written to.
+        PlanError: If it is no place for a file, or its folder is missing or not to be written to.
     """
-    if place is None:
-        return
-    target = Path(place).resolve()
-    if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
+    if place is not None and not os.access(_target(place).parent, os.W_OK):
         raise PlanError(f"{place} cannot be written; give a name in a folder that exists and is yours")
 
 
-def write_files(files: Mapping[str, bytes]) -> None:
+def write_files(files: Iterable[tuple[str, bytes]]) -> None:
     """Write all files or none: each beside its place first, and moved there once all are complete.
 
     Raises:
-        PlanError: If one of them cannot be written.
+        PlanError: If one of them cannot be written, or two have one place.
     """
     staged: list[tuple[Path, Path]] = []
     place = ""
     try:
-        for place, content in files.items():
-            # A link stays a link: what it points to is replaced.
-            target = Path(place).resolve()
-            if target.exists() and not target.is_file():
-                raise PlanError(f"output goes to a plain file, which {place} is not; give a file name")
+        for place, content in files:
+            target = _target(place)
+            if target in (other for _, other in staged):
+                raise PlanError(f"each output goes to a file of its own, but two go to {place}; rename one")
             part = target.with_name(f".{target.name}.{os.getpid()}.part")
             staged.append((part, target))
             part.write_bytes(content)
@@ -64,3 +60,22 @@ def write_files(files: Mapping[str, bytes]) -> None:
     finally:
         for part, _ in staged:
             part.unlink(missing_ok=True)
+
+
+def _target(place: str) -> Path:
+    """Return the file that output replaces; a link stays a link, and what it points to is replaced."""
+    if place in ("", "-"):
+        raise PlanError(f"output goes to a file, got {place!r}; give a name, or --json to print it")
+    target = Path(place).resolve()
+    if target.exists() and not target.is_file():
+        raise PlanError(f"output goes to a plain file, which {place} is not; give a file name")
+    if target.exists() and _is_stdout(target):
+        raise PlanError(f"output goes to a file of its own, but {place} is where stdout goes; rename one")
+    return target
+
+
+def _is_stdout(target: Path) -> bool:
+    try:
+        return os.path.samestat(target.stat(), os.fstat(1))
+    except OSError:  # stdout may be closed
+        return False
