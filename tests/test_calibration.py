@@ -118,6 +118,29 @@ def test_a_file_from_before_all_reduces_were_measured_in_layers_is_read() -> Non
     assert Calibration.from_json(json.dumps({**data, "schema_version": 2})) == some(reduces=())
 
 
+def test_a_file_from_before_reading_was_measured_is_read_and_names_no_rate() -> None:
+    data = json.loads(some().to_json())
+    del data["read_bytes_per_s"]
+    old = Calibration.from_json(json.dumps({**data, "schema_version": 3}))
+    assert old == some() and old.read_bytes_per_s is None
+    assert old.source == "NVIDIA H200, driver 580, torch 2.11, 2026-11-22"
+
+
+def test_the_rate_of_reading_is_kept_in_the_file_and_named_beside_the_device(tmp_path: Path) -> None:
+    path = tmp_path / "h200.json"
+    some(read_bytes_per_s=4.2349e12).save(path)
+    read = Calibration.load(path)
+    assert read.read_bytes_per_s == 4.2349e12
+    assert read.source == "NVIDIA H200 (reads 4.23 TB/s), driver 580, torch 2.11, 2026-11-22"
+
+
+def test_merging_keeps_the_rate_of_the_later_or_else_of_the_earlier() -> None:
+    early, late, none = some(read_bytes_per_s=4.1e12), some(read_bytes_per_s=4.3e12), some()
+    assert early.merge(late).read_bytes_per_s == 4.3e12
+    assert early.merge(none).read_bytes_per_s == none.merge(early).read_bytes_per_s == 4.1e12
+    assert none.merge(none).read_bytes_per_s is None
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pgplan.codec import from_data
 from pgplan.errors import ModelError
 from pgplan.launcher import Event, Run, start
 from pgplan.launcher.backends import Backend, choose_backend, visible_gpus
 from pgplan.launcher.show import Show
 from pgplan.planning import Plan
 from pgplan.planning import plan as make_plan
-from pgplan.verification.checking import Check
-from pgplan.verification.figures import FlowMeasurement, StageMeasurement
+from pgplan.verification.findings import Row, checks_of, flow_of, phase_seconds, stages_of
 from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import ELEMENT_BYTES
 from pgplan.verification.record import Mode, Verification
@@ -81,7 +77,7 @@ def verify(
             f"{cached_bytes} byte(s) per element; plan with kv_dtype auto or fp8"
         )
 
-    def run(ranks: int, alone: int | None) -> Sequence[dict[str, Any]]:
+    def run(ranks: int, alone: int | None) -> Sequence[Row]:
         under_way = start(
             _ENTRY,
             ranks=ranks,
@@ -127,7 +123,7 @@ def _narrow(plan: Plan) -> tuple[Plan, int]:
 
 
 def _record(
-    plan: Plan, *, asked: str, factor: int, backend: str, mode: Mode, rows: Sequence[dict[str, Any]]
+    plan: Plan, *, asked: str, factor: int, backend: str, mode: Mode, rows: Sequence[Row]
 ) -> Verification:
     problems = tuple(dict.fromkeys(row["problem"] for row in rows if row["problem"]))
     return Verification(
@@ -136,59 +132,12 @@ def _record(
         narrowed_by=factor,
         backend=backend,
         mode=mode,
-        checks=tuple(from_data(Check, check, where="check") for row in rows for check in row["checks"]),
+        checks=checks_of(rows),
         unchecked=tuple(text for row in rows for text in row["unchecked"]),
-        stages=_stages(plan, rows),
-        prefill=_flow(plan, "prefill", rows),
-        decode=_flow(plan, "decode", rows),
+        stages=stages_of(plan, rows),
+        prefill=flow_of(plan, "prefill", rows),
+        decode=flow_of(plan, "decode", rows),
         problems=problems if plan.fits or problems else plan.problems,
         environment=rows[0]["environment"] | {"date": datetime.date.today().isoformat()},
-        phase_s=_phase_s(rows, at_once=len(rows) if mode == "pipeline" else plan.tp_size),
+        phase_s=phase_seconds(rows, at_once=len(rows) if mode == "pipeline" else plan.tp_size),
     )
-
-
-def _phase_s(rows: Sequence[dict[str, Any]], *, at_once: int) -> dict[str, float]:
-    """Return how long each phase took: the slowest of ranks that ran at once, summed over such groups."""
-    groups = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
-    return {
-        name: sum(max(row["phase_s"].get(name, 0.0) for row in group) for group in groups)
-        for name in rows[0]["phase_s"]
-    }
-
-
-def _stages(plan: Plan, rows: Sequence[dict[str, Any]]) -> tuple[StageMeasurement, ...]:
-    """Sum the ranks of each stage up: the largest bytes, and the times of the slowest."""
-    found: dict[int, StageMeasurement] = {}
-    for row in rows:
-        if row["stage"] is None:
-            continue
-        rank = from_data(StageMeasurement, row["stage"], where="stage")
-        known = found.get(rank.stage, rank)
-        most = {
-            name: max(getattr(known, name), getattr(rank, name))
-            for name in (
-                "weight_bytes",
-                "kv_bytes",
-                "prefill_peak_bytes",
-                "buffer_bytes",
-                "process_bytes",
-                "context_bytes",
-                "nccl_bytes",
-            )
-        }
-        slowest = {
-            name: max((getattr(known, name), getattr(rank, name)), key=lambda spread: spread.mean_s)
-            for name in ("prefill", "decode")
-        }
-        rates = [each.read_bytes_per_s for each in (known, rank) if each.read_bytes_per_s is not None]
-        found[rank.stage] = replace(known, **most, **slowest, read_bytes_per_s=min(rates, default=None))
-    return tuple(found[stage] for stage in sorted(found)) if len(found) == plan.pp_size else ()
-
-
-def _flow(plan: Plan, phase: str, rows: Sequence[dict[str, Any]]) -> FlowMeasurement | None:
-    """Take the pipeline's times from its last stage, and from every stage how long it was idle."""
-    last = rows[-1]
-    if len(rows) != plan.pp_size * plan.tp_size or last[phase] is None:
-        return None
-    flow = from_data(FlowMeasurement, last[phase], where=phase)
-    return replace(flow, idle=tuple(row["idle"][phase] for row in rows[:: plan.tp_size]))

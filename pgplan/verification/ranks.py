@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pgplan.codec import to_data
 from pgplan.distributed.tensor_plane import TensorPlane
 from pgplan.errors import GroupError
 from pgplan.launcher import Worker
 from pgplan.planning import Plan, split_ranges
-from pgplan.verification.checking import Check, check_layers
+from pgplan.verification.checking import check_layers
 from pgplan.verification.figures import FlowMeasurement, Spread, StageMeasurement
+from pgplan.verification.findings import Findings, Row
 from pgplan.verification.hops import check_handoff
 from pgplan.verification.kv_cache import is_fp8
 from pgplan.verification.memory import DeviceMemory
@@ -28,34 +27,12 @@ from pgplan.verification.room import Room
 from pgplan.verification.scaling import shortened
 from pgplan.verification.stage import Contents, Stage
 from pgplan.verification.stopwatch import Stopwatch
-from pgplan.verification.surroundings import environment, process_age_s
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(slots=True)
-class _Findings:
-    """Collect what a rank found, as plain data."""
-
-    checks: list[Check] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-    problem: str | None = None
-    stage: StageMeasurement | None = None
-    prefill: FlowMeasurement | None = None
-    decode: FlowMeasurement | None = None
-    idle: dict[str, float] = field(default_factory=dict)
-    phase_s: dict[str, float] = field(default_factory=dict)
-    kernels: dict[str, str] = field(default_factory=dict)
-
-    def to_data(self) -> dict[str, Any]:
-        """Return everything, with the versions it was found under."""
-        names = ("checks", "unchecked", "problem", "stage", "prefill", "decode", "idle", "phase_s")
-        found = {name: to_data(getattr(self, name)) for name in names}
-        return found | {"environment": environment() | self.kernels}
-
-
-def verify_rank(worker: Worker, *, plan: str, alone: int | None = None) -> dict[str, Any]:
+def verify_rank(worker: Worker, *, plan: str, alone: int | None = None) -> Row:
     """Verify one rank's part of a plan; an entry for the launcher.
 
     Args:
@@ -83,10 +60,7 @@ class _Rank:
         import torch
 
         self.worker, self.plan = worker, plan
-        self._found = _Findings()
-        # Interpreter, torch and the metadata plane are there by now.
-        self._found.phase_s["start"] = 0.0
-        self._began_s = time.perf_counter() - process_age_s()
+        self._found = Findings()
         self._phase("connect")
         if plane.device.type == "cuda":
             torch.cuda.set_device(plane.device)
@@ -112,7 +86,7 @@ class _Rank:
         buffers = self.memory.allocated_bytes(self._inputs) - before
         self.room = Room(self.place, self.memory, plan, buffer_bytes=buffers)
 
-    def run(self) -> _Findings:
+    def run(self) -> Findings:
         """Do everything; ends early, on all ranks alike, when something does not fit."""
         with self._named_if_memory_ends():
             self._check()
@@ -134,20 +108,13 @@ class _Rank:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            phase = list(self._found.phase_s)[-1]
             raise GroupError(
-                f"stage {self.place.stage} ran out of memory in {phase}, with {self.memory.describe()}; "
-                f"lower memory_utilization or max_num_batched_tokens"
+                f"stage {self.place.stage} ran out of memory in {self._found.phase}, with "
+                f"{self.memory.describe()}; lower memory_utilization or max_num_batched_tokens"
             ) from error
 
     def _phase(self, name: str) -> None:
-        """Close the time of the phase before and begin the next."""
-        now = time.perf_counter()
-        took = self._found.phase_s
-        if took:
-            took[list(took)[-1]] = now - self._began_s
-        self._began_s = now
-        took[name] = 0.0
+        self._found.begin(name)
         self.worker.phase(name)
 
     # --- is it right? ---------------------------------------------------------------------------------
@@ -166,17 +133,11 @@ class _Rank:
             model, split = shortened(plan.model, plan.split)
             start, stop = split_ranges(split)[place.stage]
             contents = Contents.of(plan, place.stage)
-            self._add(check_layers(place, model, replace(contents, layers=tuple(range(start, stop)))))
-        self._add(
+            self._found.add(check_layers(place, model, replace(contents, layers=tuple(range(start, stop)))))
+        self._found.add(
             check_handoff(place, tokens=CHECKED_TOKENS, hidden_size=plan.model.hidden_size, dtype=self.dtype)
         )
         self.memory.release()
-
-    def _add(self, check: Check | str | None) -> None:
-        if isinstance(check, Check):
-            self._found.checks.append(check)
-        elif check is not None:
-            self._found.unchecked.append(check)
 
     # --- does it fit? ---------------------------------------------------------------------------------
 
@@ -221,7 +182,7 @@ class _Rank:
         decodes = self._decode_passes(stage, caches, graphs)
         if self.memory.on_gpu:
             _, error = capture_checked(decodes[-1], self.memory, pool=graphs)
-            self._add(check_replays(self.place, [*errors, error], stage.model.dtype))
+            self._found.add(check_replays(self.place, [*errors, error], stage.model.dtype))
         decode_s = self.watch.time(decodes[0])
 
         self._phase("pipeline")
