@@ -26,6 +26,7 @@ A message states the rule, the value that broke it and the mend, on one line:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -106,3 +107,31 @@ class LaunchError(GroupError):
 
 class LaunchTimeoutError(LaunchError, GroupTimeoutError):
     """Report a run that did not end in time; ``failures`` holds the ranks that hang, with their stacks."""
+
+
+def check_kind(
+    value: object,
+    *kinds: type,
+    name: str,
+    mend: str,
+    error: type[PlanError] = PlanError,
+) -> None:
+    """Refuse an argument that is of none of these types.
+
+    Args:
+        value: What was given.
+        kinds: What is taken.
+        name: What the caller calls it.
+        mend: What to give instead.
+        error: What is raised.
+
+    >>> check_kind("H200", Iterable, name="gpus", mend="give ['H200']")
+    >>> check_kind(5, str, name="engine", mend="give e.g. 'vllm'")
+    Traceback (most recent call last):
+    ...
+    pgplan.errors.PlanError: engine must be str, got 5; give e.g. 'vllm'
+    """
+    if not isinstance(value, kinds):
+        got = shown(value) if isinstance(value, (str, int, float, None.__class__)) else type(value).__name__
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise error(f"{name} must be {wanted}, got {got}; {mend}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -93,6 +95,28 @@ def test_counts_must_be_whole_numbers(count: object) -> None:
         pg.Cluster.uniform("H200", pp_size=count)  # type: ignore[arg-type]
     with pytest.raises(pg.HardwareError, match="tp_size must be a whole number of at least 1"):
         pg.Cluster.uniform("H200", pp_size=2, tp_size=count)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: pg.Cluster.mixed("H200"), "gpus must be a list, got 'H200'; give the GPU of each stage"),  # type: ignore[arg-type]
+        (lambda: pg.Cluster(gpus="H200"), "gpus must be a list, got 'H200'; give the GPU of each stage"),  # type: ignore[arg-type]
+        (lambda: pg.Cluster.mixed(None), "gpus must be a list, got None; give"),  # type: ignore[arg-type]
+        (
+            lambda: pg.Cluster.mixed(["H200", 5]),
+            "the device of a stage must be GPU, got 5; give a name such as 'H200'",
+        ),  # type: ignore[list-item]
+        (
+            lambda: pg.Cluster.uniform(None, pp_size=2),
+            "the device of a stage must be GPU, got None; give a name",
+        ),  # type: ignore[arg-type]
+        (lambda: pg.Cluster.mixed([]), "a cluster needs at least 1 GPU, got 0; give one GPU per stage"),
+    ],
+)
+def test_what_is_no_list_of_gpus_is_refused(make: Callable[[], pg.Cluster], complaint: str) -> None:
+    with pytest.raises(pg.HardwareError, match=re.escape(complaint)):
+        make()
 
 
 def test_a_link_between_unequal_devices_is_the_slower_one() -> None:

@@ -54,8 +54,8 @@ def test_a_split_that_its_stages_do_not_hold_is_refused(change: Callable[[Any], 
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        (None, "a plan is read from text, got NoneType"),
-        (3, "a plan is read from text, got int"),
+        (None, "a plan's document must be str or bytes, got None"),
+        (3, "a plan's document must be str or bytes, got 3"),
         ("", "a plan must be JSON, but line 1 is not"),
         ("[" * 100_000, "must be JSON that is not nested so deeply"),
         (b"\xff\xfe\x00", "a plan must be JSON, which this is not"),

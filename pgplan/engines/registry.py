@@ -10,7 +10,7 @@ from pgplan.engines.exporter import Exporter
 from pgplan.engines.options import options_of
 from pgplan.engines.sglang import SGLang
 from pgplan.engines.vllm import VLLM
-from pgplan.errors import EngineError
+from pgplan.errors import EngineError, check_kind
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (VLLM, SGLang)}
 
@@ -119,6 +119,7 @@ def find_exporter(name: str | Exporter, **options: object) -> Exporter:
 
 
 def _parts(name: str) -> tuple[str, str | None]:
+    check_kind(name, str, name="engine", mend="give e.g. 'vllm' or 'vllm==0.24'", error=EngineError)
     base, has_version, version = name.partition("==")
     return base.strip().lower(), version.strip() if has_version else None
 

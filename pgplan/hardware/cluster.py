@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from pgplan.errors import HardwareError
+from pgplan.errors import HardwareError, check_kind
 from pgplan.hardware.gpu import GPU, find_gpu
 
 # Of the link's nominal rate, what one large message reaches, and the time before its first byte moves.
@@ -64,7 +64,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         # People pass lists and names; the frozen value holds devices.
-        gpus = tuple(find_gpu(gpu) if isinstance(gpu, str) else gpu for gpu in self.gpus)
+        gpus = _devices(self.gpus)
         object.__setattr__(self, "gpus", gpus)
         if not gpus:
             raise HardwareError("a cluster needs at least 1 GPU, got 0; give one GPU per stage")
@@ -78,14 +78,17 @@ class Cluster:
             HardwareError: If a count is not a whole number of at least 1, or the GPU is not known.
         """
         check_count("pp_size", pp_size)
-        device = find_gpu(gpu) if isinstance(gpu, str) else gpu
+        (device,) = _devices([gpu])
         return cls(gpus=(device,) * pp_size, tp_size=tp_size, link=link)
 
     @classmethod
     def mixed(cls, gpus: Sequence[str | GPU], *, tp_size: int = 1, link: Link | None = None) -> Cluster:
-        """Build a cluster from one GPU (or its name) per stage."""
-        devices = tuple(find_gpu(gpu) if isinstance(gpu, str) else gpu for gpu in gpus)
-        return cls(gpus=devices, tp_size=tp_size, link=link)
+        """Build a cluster from one GPU (or its name) per stage.
+
+        Raises:
+            HardwareError: If ``gpus`` is not a list, or a GPU is not known.
+        """
+        return cls(gpus=_devices(gpus), tp_size=tp_size, link=link)
 
     @property
     def pp_size(self) -> int:
@@ -120,6 +123,21 @@ def own_link(gpu: GPU) -> Link:
         return Link(name=gpu.link, bandwidth=gpu.pair_bandwidth * _LINK_REACH, latency_s=_LINK_LATENCY_S)
     bandwidth = (gpu.pcie_bandwidth or 16e9) * _PCIE_REACH
     return Link(name="PCIe", bandwidth=bandwidth, latency_s=_PCIE_LATENCY_S)
+
+
+def _devices(gpus: Iterable[str | GPU]) -> tuple[GPU, ...]:
+    """Return the device of each stage; names are looked up."""
+    # A text is a list of letters to Python.
+    if isinstance(gpus, str) or not isinstance(gpus, Iterable):
+        raise HardwareError(
+            f"gpus must be a list, got {gpus!r}; give the GPU of each stage, e.g. ['H200', 'L40S']"
+        )
+    devices = tuple(find_gpu(gpu) if isinstance(gpu, str) else gpu for gpu in gpus)
+    for device in devices:
+        check_kind(
+            device, GPU, name="the device of a stage", mend="give a name such as 'H200'", error=HardwareError
+        )
+    return devices
 
 
 def check_count(name: str, value: object) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgplan.engines import Engine
-from pgplan.errors import PlanError
+from pgplan.errors import PlanError, check_kind
 from pgplan.hardware import Calibration, Cluster, find_calibration
 from pgplan.model import load_model
 from pgplan.model.spec import ModelSpec
@@ -63,6 +63,7 @@ def plan(
     spec = model if isinstance(model, ModelSpec) else load_model(model)
     if isinstance(calibration, (str, Path)):
         calibration = find_calibration(calibration)
+    _check_kinds(cluster, workload, engine, calibration)
     costing = costing_for(spec, cluster, workload or Workload(), engine, calibration=calibration)
     given = _given_split(costing, split)
     if given is not None and None not in given:
@@ -79,6 +80,16 @@ def advised(plan: Plan, *, calibration: Calibration | None = None) -> Plan:
     """Return a plan that was made without advice with it: what would fit where it does not."""
     costing = costing_for(plan.model, plan.cluster, plan.workload, plan.engine, calibration=calibration)
     return _with_advice(costing, plan)
+
+
+def _check_kinds(cluster: object, workload: object, engine: object, calibration: object) -> None:
+    """Refuse arguments of the wrong type: what they lack would otherwise be missed far from here."""
+    check_kind(cluster, Cluster, name="cluster", mend="give e.g. Cluster.uniform('H200', pp_size=4)")
+    check_kind(engine, str, Engine, name="engine", mend="give e.g. 'vllm' or 'vllm==0.24'")
+    if workload is not None:
+        check_kind(workload, Workload, name="workload", mend="give e.g. Workload(concurrency=64)")
+    if calibration is not None:
+        check_kind(calibration, Calibration, name="calibration", mend="give a file, or a GPU's name")
 
 
 def _given_split(costing: Costing, split: str | Sequence[int | None]) -> tuple[int | None, ...] | None:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from pgplan.codec import from_data, to_data
-from pgplan.errors import PlanError
+from pgplan.errors import PlanError, check_kind
 from pgplan.planning.record import Plan, split_ranges
 from pgplan.split import format_split
 
@@ -46,8 +46,7 @@ def plan_from_json(text: str | bytes) -> Plan:
     Raises:
         PlanError: If the text is not a plan that this version can read; says where and why.
     """
-    if not isinstance(text, (str, bytes)):
-        raise PlanError(f"a plan is read from text, got {type(text).__name__}; {_MEND}")
+    check_kind(text, str, bytes, name="a plan's document", mend=_MEND)
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:

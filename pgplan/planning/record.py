@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pgplan.cost.rates import Tier
 from pgplan.engines.base import EngineSettings
+from pgplan.errors import check_kind
 from pgplan.hardware import Cluster
 from pgplan.model.spec import ModelSpec
 from pgplan.workload import Workload
@@ -268,9 +269,14 @@ class Plan:
         write_report(self, path)
 
     def compare(self, other: Plan) -> Any:
-        """Set this plan (A) beside ``other`` (B); prints as a table, shows as HTML."""
+        """Set this plan (A) beside ``other`` (B); prints as a table, shows as HTML.
+
+        Raises:
+            PlanError: If ``other`` is not a plan.
+        """
         from pgplan.view import compare_plans
 
+        check_kind(other, Plan, name="other", mend="give what plan() returned")
         return compare_plans(self, other)
 
     def export(self, engine: str | None = None, **options: object) -> str:
