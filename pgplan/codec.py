@@ -35,7 +35,8 @@ def from_data(kind: type[T], data: Any, *, where: str = "document") -> T:
 
     Args:
         kind: A dataclass.
-        data: Plain data, usually from ``json.loads``.
+        data: Plain data, usually from ``json.loads``; a part that is read already, having a document of its
+            own, may stand in it as the dataclass that it is.
         where: What the data is, for error messages.
 
     Raises:
@@ -100,6 +101,8 @@ def _read_tuple(items: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...
 
 
 def _read_dataclass(kind: type, data: Any, where: str) -> Any:
+    if isinstance(data, kind):
+        return data
     if not isinstance(data, dict):
         raise PlanError(f"{where} must be an object, got {data!r}")
     known = dict(_fields(kind))

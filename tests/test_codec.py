@@ -31,6 +31,14 @@ def test_round_trip_keeps_every_value() -> None:
     assert to_data(tree)["pair"] == [3, 4]
 
 
+def test_a_part_that_is_read_already_stays_as_it_is() -> None:
+    leaf = Leaf(7)
+    tree = from_data(Tree, {"name": "oak", "leaves": [leaf, {"size": 1}], "pair": None})
+    assert tree.leaves == (leaf, Leaf(1)) and tree.leaves[0] is leaf
+    with pytest.raises(PlanError, match=r"leaves\[0\]"):
+        from_data(Tree, {"name": "oak", "leaves": [tree], "pair": None})
+
+
 def test_defaults_may_be_left_out() -> None:
     assert from_data(Tree, {"name": "oak", "leaves": [], "pair": None}) == Tree("oak", (), None)
 

@@ -1,14 +1,17 @@
-"""What the ranks of a stage amount to, and how fast its slowest GPU reads."""
+"""What ranks find and amount to, how fast their GPUs read, and a record's document."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pgplan as pg
 from pgplan.codec import to_data
+from pgplan.errors import PlanError
 from pgplan.verification import Spread, StageMeasurement, Verification
 from pgplan.verification.checking import Check
 from pgplan.verification.findings import Findings, Row, phase_seconds, stages_of
@@ -110,3 +113,19 @@ def test_a_record_says_beside_it_what_the_times_of_the_plan_rest_on() -> None:
         "weights are read at 4.10, 4.30 TB/s on stages 0, 1; times rest on NVIDIA H200 (reads 4.25 TB/s), "
         + known.source.partition(", ")[2]
     )
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("name", ["plan", "stages", "environment"])
+def test_a_record_that_lacks_a_part_is_refused_in_one_line(version: int, name: str) -> None:
+    data = json.loads(RECORD.to_json()) | {"schema_version": version}
+    del data[name]
+    with pytest.raises(PlanError, match=name) as caught:
+        Verification.from_json(json.dumps(data))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_with_a_part_that_nobody_knows_is_refused() -> None:
+    data = json.loads(RECORD.to_json()) | {"weather": "fine"}
+    with pytest.raises(PlanError, match="verification has an unknown field 'weather'"):
+        Verification.from_json(json.dumps(data))

@@ -176,39 +176,19 @@ class Verification:
         """
         try:
             data: dict[str, Any] = json.loads(text)
-            plan = Plan.from_json(json.dumps(data.pop("plan")))
+            # The plan has its own document; the codec reads the rest around it.
+            data["plan"] = Plan.from_json(json.dumps(data["plan"]))
             version = data.pop("schema_version")
+            for stage in data["stages"] if version == _WITH_INTERVALS else ():
+                stage["handoff_prefill"] = stage["handoff_decode"] = None
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(
                 f"a verification must be the JSON that to_json() wrote, and is not: {error!r}"
             ) from None
-        if version == _WITH_INTERVALS:
-            for stage in data["stages"]:
-                stage["handoff_prefill"] = stage["handoff_decode"] = None
-        elif version != SCHEMA_VERSION:
+        if version not in (_WITH_INTERVALS, SCHEMA_VERSION):
             raise PlanError(
                 f"verification has schema_version {version!r} and this pgplan reads {SCHEMA_VERSION}; "
                 "verify again"
             )
         data.pop("passed", None)
-        # The plan has its own document; the codec reads the rest around it.
-        rest = from_data(_Rest, data, where="verification")
-        return cls(plan=plan, **{field.name: getattr(rest, field.name) for field in fields(rest)})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rest:
-    """Name the fields of a verification's document beside the plan."""
-
-    asked: str
-    narrowed_by: int
-    backend: str
-    mode: Mode
-    checks: tuple[Check, ...]
-    stages: tuple[StageMeasurement, ...]
-    prefill: FlowMeasurement | None
-    decode: FlowMeasurement | None
-    problems: tuple[str, ...]
-    environment: dict[str, str]
-    phase_s: dict[str, float]
-    unchecked: tuple[str, ...] = ()
+        return from_data(cls, data, where="verification")
