@@ -89,6 +89,7 @@ def test_unknown_engines_and_versions_are_refused_by_name() -> None:
     [
         *(("vllm==9.9", "0.33"), ("vllm==0.34", "0.33"), ("vllm==0.4", "0.6.6"), ("sglang==9", "0.5.23")),
         *(("sglang==0.5.24", "0.5.23"), ("sglang==0.5.2", "0.5.3"), ("vllm==0.33.1", None)),
+        *(("vllm==0.6.5", "0.6.6"), ("vllm==0.6", None), ("sglang==0.5", None)),
         *(("vllm==0.6.6.post1", None), ("vllm==0.24", None), ("sglang==0.5.23.post1", None)),
     ],
 )

@@ -60,10 +60,11 @@ class Exporter(ABC):
         """
         newest = self.default_version
         oldest = self.oldest_version or newest
-        limit = self._parse(newest)
-        if self.release < self._parse(oldest):
+        first, last = self._parse(oldest), self._parse(newest)
+        # What is left out is not told apart: 0.33.1 is 0.33, and 0.6 may be 0.6.6.
+        if self.release < first[: len(self.release)]:
             nearest = oldest
-        elif self.release[: len(limit)] > limit:
+        elif self.release[: len(last)] > last:
             nearest = newest
         else:
             return ()
