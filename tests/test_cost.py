@@ -12,7 +12,7 @@ from pgplan.cost.communication import all_reduce_s, handoff_bytes, handoff_s
 from pgplan.cost.pipeline import flow
 from pgplan.cost.rates import Rates
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes, rank_shape
-from pgplan.cost.timing import Batch, experts_touched, layer_time, layer_work, product_work
+from pgplan.cost.timing import Batch, Parts, by_part, experts_touched, layer_work, product_work
 from pgplan.errors import DivisibilityError
 from pgplan.hardware import own_link
 from pgplan.model.spec import LayerSpec, Weight
@@ -29,6 +29,11 @@ CHUNK = Batch(
 
 def weight(**fields: object) -> Weight:
     return Weight(**{"name": "w", "part": "mlp", "rows": 1024, "cols": 512, "storage": BFLOAT16, **fields})  # type: ignore[arg-type]
+
+
+def roofline_parts(model: pg.ModelSpec, layer: LayerSpec, batch: Batch) -> Parts:
+    """Return the seconds that one layer takes on one H200, by part."""
+    return by_part(layer_work(model, layer, batch, tp_size=1), Rates.roofline(H200))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ def test_decode_of_a_layer_is_bound_by_its_bytes() -> None:
     batch = Batch(
         tokens=1, sequences=1, context=512, cached=512, decode=True, element_bytes=2, kv_element_bytes=2
     )
-    parts = dict(layer_time(LLAMA_70B, layer, batch, Rates.roofline(H200), tp_size=1))
+    parts = dict(roofline_parts(LLAMA_70B, layer, batch))
     stream = 4.8e12 * 0.883 * 0.90
     assert parts["matmul"] == pytest.approx(layer_bytes(layer, tp_size=1) / stream, rel=0.001)
 
@@ -129,7 +134,7 @@ def test_a_layer_is_timed_within_the_stated_error(
         element_bytes=2,
         kv_element_bytes=2,
     )
-    parts = layer_time(LLAMA_70B, LLAMA_70B.kinds[0], batch, Rates.roofline(H200), tp_size=1)
+    parts = roofline_parts(LLAMA_70B, LLAMA_70B.kinds[0], batch)
     # The rates were read off these very measurements, so they agree better than the stated 25 %.
     assert sum(seconds for _, seconds in parts) == pytest.approx(measured_s, rel=0.12)
 
@@ -178,9 +183,7 @@ def test_windows_bound_attention() -> None:
     batch = Batch(
         tokens=8, sequences=8, context=65536, cached=65536, decode=True, element_bytes=2, kv_element_bytes=2
     )
-    times = [
-        dict(layer_time(gemma, kind, batch, Rates.roofline(H200), tp_size=1)) for kind in (sliding, full)
-    ]
+    times = [dict(roofline_parts(gemma, kind, batch)) for kind in (sliding, full)]
     assert times[1]["attention"] == pytest.approx(64 * times[0]["attention"])  # 65536 / 1024
 
 

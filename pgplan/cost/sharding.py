@@ -48,12 +48,6 @@ def rank_bytes(weight: Weight, *, tp_size: int) -> int:
     return weight.copies * total
 
 
-def rank_parameters(weight: Weight, *, tp_size: int) -> int:
-    """Count the parameters of all copies of ``weight`` on one rank."""
-    rows, cols = rank_shape(weight, tp_size=tp_size)
-    return weight.copies * (rows * cols + (rows if weight.bias else 0))
-
-
 def layer_bytes(layer: LayerSpec, *, tp_size: int) -> int:
     """Return the bytes of a layer's weights on one rank."""
     return sum(rank_bytes(weight, tp_size=tp_size) for weight in layer.weights)

@@ -67,11 +67,6 @@ class Batch:
     kv_element_bytes: int
 
 
-def layer_time(model: ModelSpec, layer: LayerSpec, batch: Batch, rates: Rates, *, tp_size: int) -> Parts:
-    """Return the seconds that one layer takes on one rank, by part, without communication."""
-    return by_part(layer_work(model, layer, batch, tp_size=tp_size), rates)
-
-
 def by_part(work: tuple[Work, ...], rates: Rates) -> Parts:
     """Sum the seconds of work up, part by part."""
     totals: dict[str, float] = {}
