@@ -27,7 +27,9 @@ from pgplan.errors import (
     LaunchTimeoutError,
     MessageError,
 )
-from pgplan.launcher import Event, Run, launch, lifecycle, start
+from pgplan.launcher import Event, Run, launch, lifecycle, start, supervisor
+from pgplan.launcher.lifecycle import State
+from pgplan.launcher.processes import RankProcess
 
 RANKS = pytest.mark.parametrize("ranks", [2, 4])
 
@@ -322,6 +324,54 @@ def test_a_listener_that_raises_ends_the_run() -> None:
     with pytest.raises(ZeroDivisionError, match="in the listener"):
         run.wait()
     assert not any(map(is_there, run.pids))
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RankProcess]]:
+    """Let rank 1 be where a process hears no signal, which none can be brought to at will; end it after."""
+    found: list[RankProcess] = []
+    send = RankProcess.send_signal
+
+    def send_signal(rank: RankProcess, number: int) -> None:
+        if rank.rank == 1:
+            found.append(rank)
+        else:
+            send(rank, number)
+
+    monkeypatch.setattr(RankProcess, "send_signal", send_signal)
+    for module in (lifecycle, supervisor):
+        monkeypatch.setattr(module, "STUCK_S", 0.3)
+    yield found
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(found[0].pid, signal.SIGKILL)
+    found[0].reap()
+
+
+def test_a_rank_that_survives_sigkill_does_not_hold_up_a_run_that_is_cut_short(
+    deaf: list[RankProcess],
+) -> None:
+    def listen(event: Event) -> None:
+        if (event.kind, event.rank, event.text) == ("phase", 1, "sleeping"):
+            raise ZeroDivisionError("in the listener")
+
+    run = start("launcher_entries:hold_the_gil", ranks=2, on_event=listen)
+    with pytest.raises(ZeroDivisionError) as caught:
+        run.wait()
+    assert run.state is State.ENDED and not is_there(run.pids[0])
+    assert caught.value.__notes__ == [
+        f"not even SIGKILL ends rank 1 (pid {run.pids[1]}): stuck in the kernel, look at its driver"
+    ]
+
+
+def test_a_rank_that_survives_sigkill_is_named_when_a_run_is_cancelled(deaf: list[RankProcess]) -> None:
+    run = start("launcher_entries:hold_the_gil", ranks=2)
+    assert soon(lambda: any((e.rank, e.text) == (1, "sleeping") for e in run.events))
+    run.cancel()
+    with pytest.raises(
+        LaunchError, match=rf"was cancelled; not even SIGKILL ends rank 1 \(pid {run.pids[1]}\)"
+    ):
+        run.wait()
+    assert not is_there(run.pids[0])
 
 
 def test_a_keyboard_interrupt_ends_the_run_and_comes_through() -> None:

@@ -1,10 +1,39 @@
-"""What a run tells while it goes, and what it gives in the end."""
+"""What a run is to do, what it tells while it goes, and what it gives in the end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pgplan.launcher import protocol
+from pgplan.launcher.backends import BackendChoice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Say what a run is to do; see ``launch`` for the meaning of the fields.
+
+    Its time counts from ``asked_at``, the monotonic clock when ``launch`` was called: looking for GPUs takes
+    some 50 ms.
+    """
+
+    entry: str
+    ranks: int
+    backend: BackendChoice
+    asked_at: float
+    timeout_s: float | None
+    args: Mapping[str, Any]
+    env: Mapping[str, str]
+
+    def job(self, rank: int) -> protocol.Message:
+        """Say what one rank is to do."""
+        return {
+            "entry": self.entry,
+            "args": dict(self.args),
+            "backend": self.backend.name,
+            "device": self.backend.device(rank),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +43,7 @@ class Event:
     Args:
         kind: ``"state"`` (of the run), ``"phase"`` or ``"progress"`` (of a rank), ``"result"``, ``"error"``
             or ``"gone"`` (a rank's process has ended).
-        time_s: Seconds since the run began.
+        time_s: Seconds since ``launch`` or ``start`` was called.
         rank: The rank it is about; ``None`` for the run.
         text: The state, the phase, or what happened.
         step: Steps done in the phase, for progress.
@@ -40,7 +69,7 @@ class LaunchResult:
         results: What it returned, by rank.
         backend: The backend that was used; ``None`` if none was asked for.
         backend_why: Why this backend.
-        wall_s: From the first process to the end of the last, in seconds.
+        wall_s: From the call of ``launch`` or ``start`` to the end of the last process, in seconds.
     """
 
     entry: str

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgplan.errors import GroupError, LaunchError, LaunchTimeoutError
+from pgplan.errors import LaunchError, LaunchTimeoutError
 from pgplan.launcher.processes import RankProcess
 
 
@@ -84,7 +84,7 @@ def first_failure_first(ranks: Sequence[RankProcess]) -> list[RankProcess]:
 
 def launch_error(
     entry: str, failures: Sequence[RankFailure], silent: Mapping[int, str], *, ranks: int, log_dir: Path
-) -> GroupError:
+) -> LaunchError:
     """Make the error for ranks that failed; the first is the headline, the rest stands in the notes.
 
     Args:
@@ -107,7 +107,7 @@ def launch_error(
 
 def timeout_error(
     entry: str, failures: Sequence[RankFailure], *, ranks: int, after: str, log_dir: Path
-) -> GroupError:
+) -> LaunchTimeoutError:
     """Make the error for a run whose time was over, with the stacks of the ranks that hang."""
     who = ", ".join(f"{failure.rank} (pid {failure.pid}, phase {failure.phase!r})" for failure in failures)
     plural = "s" if len(failures) > 1 else ""

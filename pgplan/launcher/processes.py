@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -85,6 +86,12 @@ class RankProcess:
         if protocol.STACKS_SIGNAL in said:
             self.owes_stacks = False
         return bool(said)
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for the process's end; return whether it has come."""
+        poll = select.poll()
+        poll.register(self.exit_fd)
+        return bool(poll.poll(1e3 * seconds))
 
     def reap(self) -> None:
         """Wait for the process's end, end what it left in its group, and collect its exit status.

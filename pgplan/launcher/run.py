@@ -15,10 +15,10 @@ from typing import Any
 
 from pgplan.errors import LaunchError
 from pgplan.launcher.backends import Backend, choose_backend
-from pgplan.launcher.events import Event, LaunchResult
+from pgplan.launcher.events import Assignment, Event, LaunchResult
 from pgplan.launcher.lifecycle import State
 from pgplan.launcher.show import Show, make_display
-from pgplan.launcher.supervisor import Assignment, Supervisor
+from pgplan.launcher.supervisor import Supervisor
 
 _EVENTS_KEPT = 10_000
 
@@ -73,7 +73,8 @@ class Run:
             raise self._outcome
         if self._outcome is None:
             ranks = self._assignment.ranks
-            raise LaunchError(f"{self._assignment.entry} was cancelled; its {ranks} ranks have been ended")
+            ended = self._still_there() or f"its {ranks} ranks have been ended"
+            raise LaunchError(f"{self._assignment.entry} was cancelled; {ended}")
         return self._outcome
 
     def cancel(self) -> None:
@@ -102,12 +103,21 @@ class Run:
             directory.mkdir(parents=True, exist_ok=True)
             self._outcome = self._supervisor.supervise(directory)
         except BaseException as error:  # it is the caller's: wait() raises it
+            if stuck := self._still_there():
+                error.add_note(stuck)
             self._outcome = error
         else:
             if self._log_dir is None:
                 shutil.rmtree(directory, ignore_errors=True)
         finally:
             self._ended.set()
+
+    def _still_there(self) -> str:
+        """Say which ranks not even SIGKILL has ended; empty if all are gone."""
+        survivors = self._supervisor.survivors
+        return (
+            survivors and f"not even SIGKILL ends rank {survivors}: stuck in the kernel, look at its driver"
+        )
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)

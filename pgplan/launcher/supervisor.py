@@ -12,47 +12,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pgplan.distributed.bootstrap import socket_mesh
-from pgplan.errors import GroupError, LaunchError, MessageError
+from pgplan.errors import LaunchError, MessageError
 from pgplan.launcher import protocol
-from pgplan.launcher.backends import BackendChoice
-from pgplan.launcher.events import Event, LaunchResult
+from pgplan.launcher.events import Assignment, Event, LaunchResult
 from pgplan.launcher.failures import failure_of, first_failure_first, launch_error, timeout_error
-from pgplan.launcher.lifecycle import FINISH_S, Happening, Lifecycle, State
+from pgplan.launcher.lifecycle import FINISH_S, STUCK_S, Happening, Lifecycle, State
 from pgplan.launcher.processes import RankProcess, start_rank
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """Say what a run is to do; see ``launch`` for the meaning of the fields.
-
-    Its time counts from ``asked_at``, the monotonic clock when ``launch`` was called: looking for GPUs takes
-    some 50 ms.
-    """
-
-    entry: str
-    ranks: int
-    backend: BackendChoice
-    asked_at: float
-    timeout_s: float | None
-    args: Mapping[str, Any]
-    env: Mapping[str, str]
-
-    def job(self, rank: int) -> protocol.Message:
-        """Say what one rank is to do."""
-        return {
-            "entry": self.entry,
-            "args": dict(self.args),
-            "backend": self.backend.name,
-            "device": self.backend.device(rank),
-        }
 
 
 class Supervisor:
@@ -84,6 +56,11 @@ class Supervisor:
             self._cancel_asked = True
             if self._wake is not None:
                 os.eventfd_write(self._wake, 1)
+
+    @property
+    def survivors(self) -> str:
+        """Name the ranks that are there after the run's end; empty if all are gone."""
+        return ", ".join(f"{rank.rank} (pid {rank.pid})" for rank in self.ranks if rank.returncode is None)
 
     def supervise(self, directory: Path) -> LaunchResult | None:
         """Run the ranks to their end; return what they gave, or ``None`` if the run was cancelled.
@@ -271,7 +248,7 @@ class Supervisor:
         for rank in late:
             rank.hangs_in = rank.phase
 
-    def _error(self, directory: Path) -> GroupError | None:
+    def _error(self, directory: Path) -> LaunchError | None:
         entry, count = self.assignment.entry, self.assignment.ranks
         if hung := [failure_of(rank) for rank in self.ranks if rank.hangs_in is not None]:
             return timeout_error(entry, hung, ranks=count, after=self._lateness, log_dir=directory)
@@ -283,12 +260,21 @@ class Supervisor:
 
     def _leave_nothing(self) -> None:
         """End what still runs, if an exception cut the life short, and give everything back."""
+        if self.life.state is not State.ENDED:
+            self._kill()
         for rank in self.ranks:
-            if rank.returncode is None and self.life.state is not State.ENDED:
-                rank.send_signal(signal.SIGKILL)
-                rank.reap()
             rank.close()
         self.life.state = State.ENDED
+
+    def _kill(self) -> None:
+        """Kill all ranks without telling anybody, and wait for their ends as long as KILLING may last."""
+        self.life.state, until = State.KILLING, time.monotonic() + STUCK_S
+        running = [rank for rank in self.ranks if rank.returncode is None]
+        for rank in running:
+            rank.send_signal(signal.SIGKILL)
+        for rank in running:
+            if rank.ends_within(max(0.0, until - time.monotonic())):
+                rank.reap()
 
     def _watch(self, what: Any, events: int, callback: Callable[..., None], *args: Any) -> None:
         self._selector.register(what, events, (callback, *args))
