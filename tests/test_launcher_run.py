@@ -98,8 +98,10 @@ def test_wrong_arguments_are_refused(wrong: dict[str, object], message: str) -> 
 def test_events_tell_the_whole_life() -> None:
     heard: list[Event] = []
     run = start("launcher_entries:count", ranks=2, args={"steps": 1000}, on_event=heard.append)
-    assert run.wait().results == (1000, 1000)
+    result = run.wait()
+    assert result.results == (1000, 1000)
     assert run.events == tuple(heard)
+    assert result.wall_s >= heard[-1].time_s  # both count from the call
     assert [event.text for event in heard if event.kind == "state"] == list(map(str, (
         State.STARTING, State.RUNNING, State.FINISHING, State.ENDED)))  # fmt: skip
     for rank in range(2):

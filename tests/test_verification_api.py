@@ -49,6 +49,8 @@ def test_the_narrowed_plan_runs_and_is_right(record: Verification) -> None:
     for stage, planned in zip(record.stages, record.plan.stages, strict=True):
         assert stage.weight_bytes == planned.weight_bytes
         assert stage.prefill.median_s > 0 and stage.decode.repeats >= 5
+        assert stage.read_bytes_per_s is None
+    assert not any(text.startswith("weights are read at") for text in record.sentences)
     assert record.decode is not None and record.prefill is not None
     assert record.decode.microbatches == record.plan.microbatches
     assert all(-0.01 <= share < 1 for share in record.decode.idle)

@@ -57,6 +57,7 @@ def test_every_kind_is_timed_for_every_tensor_parallelism(found: pg.Calibration)
     assert max(reduces.prefill.seconds + reduces.decode.seconds) > 0
     assert found.fit is not None and found.fit.points == 2 * (6 + 6) + 6
     assert found.gpu == "CPU" and found.environment["torch"] == torch.__version__
+    assert found.read_bytes_per_s is None and "TB/s" not in found.source
 
 
 @pytest.mark.slow
