@@ -1,29 +1,20 @@
 """Set pgplan's throughput beside what vLLM 0.24 reached on four H200s, and fit the engine's share of a step.
 
 A plan's times are the GPU's. vLLM's host works for every step as well: takes in the sampled tokens,
-schedules, tells the workers, prepares inputs. One term stands for that, ``host_s`` per step, and it acts in
-two ways. A microbatch begins its next step only when the host has taken in the last one, so ``host_s`` lies
-between two rounds of the same microbatch; and the host does one step after the other, so no more than one
-begins per ``host_s``. With m microbatches a round takes
-
-    max(sum of (t_i + hop_i) + host_s, m * max(t_i + hop_i, host_s))
-
-The recorded figures are of whole calls: prompts are prefilled first, and the pipeline fills and drains once.
+schedules, tells the workers, prepares inputs. One term stands for that, ``host_s`` per decode step, and
+``pgplan.cost.pipeline.served_period_s`` says how it acts. The recorded figures are of whole calls: prompts
+are prefilled first, and the pipeline fills and drains once.
 
 vLLM has two model runners, takes one by the architecture (VLLM_USE_V2_MODEL_RUNNER overrides that), and the
-older one does not fill a pipeline. With asynchronous scheduling, the default, the last stage broadcasts what
-it sampled in every step that ends a prompt or decodes, and the other stages receive it on the stream they
-compute on: none begins its next step before the last stage is done with this one. Nor does the scheduler keep
-the requests apart in microbatches. So a chunk takes the sum over the stages, and all requests decode as one
-batch in
-
-    sum of (t_i + hop_i) + host_s
-
-This was looked for because prefill of such a model was 3.6 times slower than planned, and is read in vLLM
-0.24.0: vllm/v1/worker/gpu_model_runner.py (``sample_tokens``), vllm/v1/core/sched/async_scheduler.py and
+older one does not fill a pipeline; plans for 0.24 know that (``pgplan.engines.vllm``). With asynchronous
+scheduling, the default, the last stage broadcasts what it sampled in every step that ends a prompt or
+decodes, and the other stages receive it on the stream they compute on: none begins its next step before the
+last stage is done with this one. Nor does the scheduler keep the requests apart in microbatches. This was
+looked for because prefill of such a model was 3.6 times slower than planned, and is read in vLLM 0.24.0:
+vllm/v1/worker/gpu_model_runner.py (``sample_tokens``), vllm/v1/core/sched/async_scheduler.py and
 vllm/config/vllm.py (``max_concurrent_batches``). Pull request 51650 says the same of the broadcast; 0.33.0
-takes the newer runner whatever the architecture. Nothing is fitted for it. "GPU alone" is the filled pipeline
-for either runner. ``vllm_runners.py`` runs vLLM with each of them.
+takes the newer runner whatever the architecture. Nothing is fitted for it. ``vllm_runners.py`` runs vLLM with
+each of them.
 
 ``host_s`` is fitted on the decode runs of the model named in FITTED_ON, whose steps it rules, and checked on
 those of the others. Besides, every model is left out of a fit to all the others in turn.
@@ -44,6 +35,8 @@ from statistics import median
 from typing import Any
 
 import pgplan as pg
+from pgplan.cost.pipeline import flow, served_period_s
+from pgplan.engines import find_engine
 
 DATA = Path(__file__).parent / "data" / "vllm_h200.json"
 RESULT = Path(__file__).parent / "results" / "golden_vllm.json"
@@ -51,8 +44,6 @@ RESULT = Path(__file__).parent / "results" / "golden_vllm.json"
 FITTED_ON = "qwen3-8b"
 OUTPUT_TOKENS = 256
 CHUNK = 4096
-# Of the recorded models' architectures those that vLLM 0.24.0 runs on its newer runner (vllm/config/vllm.py).
-FILLS_PIPELINE = ("LlamaForCausalLM", "Qwen3ForCausalLM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,40 +56,29 @@ class Run:
     prompt: int
     tokens_per_s: float
     plan: pg.Plan
-    one_batch: pg.Plan
 
     @classmethod
     def of(cls, row: dict[str, Any], calibration: str | None) -> Run:
-        """Plan what was run, and the same with all requests decoding as one batch."""
-
-        def plan(max_num_batched_tokens: int) -> pg.Plan:
-            return pg.plan(
-                row["model"],
-                pg.Cluster.uniform("H200", pp_size=4),
-                workload=pg.Workload(
-                    prompt_tokens=row["prompt"],
-                    output_tokens=1 if row["phase"] == "prefill" else OUTPUT_TOKENS,
-                    concurrency=row["requests"],
-                    max_model_len=8192,
-                    max_num_batched_tokens=max_num_batched_tokens,
-                    max_num_seqs=256,
-                    memory_utilization=row.get("memory_utilization", 0.9),
-                ),
-                engine="vllm==0.24",
-                split="default",
-                calibration=calibration,
-            )
-
+        """Plan what was run."""
+        plan = pg.plan(
+            row["model"],
+            pg.Cluster.uniform("H200", pp_size=4),
+            workload=pg.Workload(
+                prompt_tokens=row["prompt"],
+                output_tokens=1 if row["phase"] == "prefill" else OUTPUT_TOKENS,
+                concurrency=row["requests"],
+                max_model_len=8192,
+                max_num_batched_tokens=CHUNK,
+                max_num_seqs=256,
+                memory_utilization=row.get("memory_utilization", 0.9),
+            ),
+            engine="vllm==0.24",
+            split="default",
+            calibration=calibration,
+        )
         # The first repeats of a call are slower; the median stands for them all.
         fields = {name: row[name] for name in ("model", "phase", "requests", "prompt")}
-        # Requests decode in the microbatches that they were prefilled in: one chunk makes one batch.
-        whole = row["requests"] * row["prompt"] if row["phase"] == "decode" else CHUNK
-        return cls(
-            **fields,
-            tokens_per_s=median(row["tokens_per_s"]),
-            plan=plan(CHUNK),
-            one_batch=plan(max(CHUNK, whole)),
-        )
+        return cls(**fields, tokens_per_s=median(row["tokens_per_s"]), plan=plan)
 
     @property
     def name(self) -> str:
@@ -108,27 +88,30 @@ class Run:
     @property
     def fills_pipeline(self) -> bool:
         """Say whether vLLM has several steps of this model in the pipeline at once."""
-        return self.plan.model.architecture in FILLS_PIPELINE
+        plan = self.plan
+        return find_engine(plan.engine).steps_at_once(plan.model, pp_size=plan.pp_size) > 1
 
-    def predicted(self, host_s: float = 0.0, *, filled: bool = True) -> float:
-        """Return the tokens per second of the whole call."""
-        chunks = -(-self.requests * self.prompt // self.plan.prefill_tokens)
-        prefill_s = call_s(self.plan, chunks, filled=filled)
+    def predicted(self, host_s: float = 0.0) -> float:
+        """Return the tokens per second of the whole call, with vLLM's host in decode."""
+        plan = self.plan
+        chunks = -(-self.requests * self.prompt // plan.prefill_tokens)
+        prefill_s = call_s(plan, chunks, filled=self.fills_pipeline)
         if self.phase == "prefill":
             return self.requests * self.prompt / prefill_s
-        plan = self.plan if filled else self.one_batch
-        stages = [stage.decode_s + stage.decode_handoff_s for stage in plan.stages]
-        round_s = max(sum(stages) + host_s, plan.microbatches * max(*stages, host_s))
+        alone = flow(
+            [stage.decode_s for stage in plan.stages],
+            [stage.decode_handoff_s for stage in plan.stages],
+            microbatches=plan.microbatches,
+        )
+        period_s = served_period_s(alone, microbatches=plan.microbatches, host_s=host_s)
         # The first token comes with the prefill.
-        return self.requests * OUTPUT_TOKENS / (prefill_s + (OUTPUT_TOKENS - 1) * round_s)
-
-    def as_run(self, host_s: float) -> float:
-        """Return the tokens per second with vLLM's runner, and its host in decode."""
-        return self.predicted(0.0 if self.phase == "prefill" else host_s, filled=self.fills_pipeline)
+        return (
+            self.requests * OUTPUT_TOKENS / (prefill_s + (OUTPUT_TOKENS - 1) * plan.microbatches * period_s)
+        )
 
     def miss(self, host_s: float) -> float:
         """Return how far the prediction lies above (+) or below (-) what was reached."""
-        return self.as_run(host_s) / self.tokens_per_s - 1
+        return self.predicted(host_s) / self.tokens_per_s - 1
 
 
 def call_s(plan: pg.Plan, chunks: int, *, filled: bool) -> float:
@@ -160,14 +143,14 @@ def main() -> None:
     print(data["what"])
     print(f"host_s = {host_s * 1e3:.2f} ms per step, fitted on the decode runs of {FITTED_ON}\n")
     print(f"{'run':36} {'tier':10} {'reached':>9} {'GPU alone':>10} {'':>8} {'as run':>10} {'':>8}")
-    sheet = {run.name: run.as_run(0.0) for run in (Run.of(row, None) for row in data["runs"])}
+    sheet = {run.name: run.predicted() for run in (Run.of(row, None) for row in data["runs"])}
     rows = []
     for run in runs:
         role = "" if run.phase == "prefill" else "fitted" if run.model == FITTED_ON else "checked"
-        filled, as_run = run.predicted(), run.as_run(host_s)
+        alone, as_run = run.predicted(), run.predicted(host_s)
         print(
-            f"{run.name:36} {run.plan.tier:10} {run.tokens_per_s:9,.0f} {filled:10,.0f} "
-            f"{100 * (filled / run.tokens_per_s - 1):+7.1f}% {as_run:10,.0f} {100 * run.miss(host_s):+7.1f}% "
+            f"{run.name:36} {run.plan.tier:10} {run.tokens_per_s:9,.0f} {alone:10,.0f} "
+            f"{100 * (alone / run.tokens_per_s - 1):+7.1f}% {as_run:10,.0f} {100 * run.miss(host_s):+7.1f}% "
             f"{role}{'' if run.fills_pipeline else ', one step at a time'}"
         )
         rows.append(
@@ -176,7 +159,7 @@ def main() -> None:
                 "tier": run.plan.tier,
                 "reached": run.tokens_per_s,
                 "roofline": sheet[run.name],
-                "gpu_alone": filled,
+                "gpu_alone": alone,
                 "with_host": as_run,
                 "role": role,
                 "fills_pipeline": run.fills_pipeline,

@@ -90,16 +90,56 @@ def test_dense_prefill_is_within_the_stated_error(model: str, tokens_per_s: floa
 
 def test_routed_prefill_had_one_chunk_in_the_pipeline_at_a_time() -> None:
     # 0.24 ran this architecture on its older runner, whose stages all wait for what the last one sampled.
-    result = prefill_of("qwen3-30b-a3b", calibration="h200")
-    assert 48 * 2048 / (24 * result.prefill_latency_s) == pytest.approx(60_600, rel=0.05)
+    result = prefill_of("qwen3-30b-a3b", calibration="h200", engine="vllm==0.24")
+    assert result.prefill_tokens_per_s == pytest.approx(60_600, rel=0.05)
+    assert result.microbatches == 1
+    assert any("older model runner" in note for note in result.notes)
+    # Later every architecture has the newer one, and some have it in 0.24.
+    filled = prefill_of("qwen3-30b-a3b", calibration="h200")
+    assert filled.prefill_tokens_per_s == pytest.approx(4 * result.prefill_tokens_per_s, rel=0.1)
+    assert not any("older model runner" in note for note in filled.notes)
+    dense = [
+        prefill_of("qwen3-8b", calibration="h200", engine=f"vllm=={version}") for version in ("0.24", "0.33")
+    ]
+    assert dense[0].prefill_tokens_per_s == pytest.approx(dense[1].prefill_tokens_per_s)
 
 
-def prefill_of(model: str, *, calibration: str | None = None) -> pg.Plan:
+def test_what_the_host_takes_is_told() -> None:
+    # 64 requests of 32 tokens: one microbatch of 64, 255 steps of it after the prefill. vLLM made 5,894.
+    workload = pg.Workload(
+        prompt_tokens=32, concurrency=64, max_model_len=8192, max_num_batched_tokens=4096, max_num_seqs=256
+    )
+    result = pg.plan(
+        "qwen3-8b",
+        pg.Cluster.uniform("H200", pp_size=4),
+        workload=workload,
+        split="default",
+        engine="vllm==0.24",
+        calibration="h200",
+    )
+    note = next(note for note in result.notes if "work on the host" in note)
+    with_host = float(note.partition("decode makes ")[2].partition(" ")[0].replace(",", ""))
+    step_s = 64 / with_host
+    assert step_s == pytest.approx(result.decode_latency_s + 3.77e-3, rel=1e-3)
+    assert 64 * 256 / (result.prefill_latency_s + 255 * step_s) == pytest.approx(5_894, rel=0.12)
+
+
+def test_vllm_starts_with_the_limits_of_an_export() -> None:
+    cluster = pg.Cluster.uniform("H200", pp_size=4)
+    few = pg.plan("llama-3.1-70b", cluster, workload=pg.Workload(max_num_batched_tokens=512))
+    assert few.settings.max_num_seqs == 512
+    many = pg.plan("llama-3.1-70b", cluster, workload=pg.Workload(max_num_seqs=10_000))
+    assert many.settings.max_num_batched_tokens == 10_000
+    with pytest.raises(pg.EngineError, match="they are 512 and 1,024; give fewer sequences or more tokens"):
+        pg.plan("llama-3.1-70b", cluster, workload=pg.Workload(max_num_batched_tokens=512, max_num_seqs=1024))
+
+
+def prefill_of(model: str, *, calibration: str | None = None, engine: str = "vllm") -> pg.Plan:
     workload = pg.Workload(
         prompt_tokens=2048, output_tokens=1, concurrency=48, max_model_len=8192, max_num_batched_tokens=4096
     )
     cluster = pg.Cluster.uniform("H200", pp_size=4)
-    return pg.plan(model, cluster, workload=workload, split="default", calibration=calibration)
+    return pg.plan(model, cluster, workload=workload, split="default", calibration=calibration, engine=engine)
 
 
 def test_large_model_decode_is_within_the_stated_error() -> None:

@@ -50,3 +50,15 @@ def flow(stage_s: Sequence[float], handoff_s: Sequence[float], *, microbatches: 
         period_s=max(cycle, latency / microbatches),
         full=microbatches * cycle >= latency,
     )
+
+
+def served_period_s(alone: Flow, *, microbatches: int, host_s: float) -> float:
+    """Return the average time between two microbatches leaving where an engine's host works for each step.
+
+    A microbatch begins its next step when the host has taken in the last one, so ``host_s`` lies between two
+    of its rounds; and the host does one step after the other.
+
+    >>> served_period_s(flow([1.0, 1.0], [0.0, 0.0], microbatches=2), microbatches=2, host_s=0.5)
+    1.25
+    """
+    return max(alone.cycle_s, host_s, (alone.latency_s + host_s) / microbatches)

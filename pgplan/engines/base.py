@@ -173,8 +173,8 @@ class Engine(Exporter):
         override_variable: The environment variable that holds its split.
         stage_flags: What its launch line calls ``pp_size``.
         log_format: What its start-up log looks like.
-        host_step_s: Seconds of work on the host per step that were measured beside the GPU's; ``None``: not
-            known.
+        host_step_s: Seconds of work on the host per decode step, beside the GPU's, that explain what the
+            engine was measured to serve; ``None``: not known.
     """
 
     override_variable: str
@@ -205,6 +205,11 @@ class Engine(Exporter):
     @abstractmethod
     def microbatches(self, workload: Workload, settings: EngineSettings, *, pp_size: int) -> tuple[int, int]:
         """Return the microbatches in flight during decode, and the requests in the largest of them."""
+
+    def steps_at_once(self, model: ModelSpec, *, pp_size: int) -> int:
+        """Return how many steps the engine has in the pipeline at once, where there is work for as many."""
+        del model
+        return pp_size
 
     def settings_of(self, plan: Plan) -> EngineSettings:
         """Return the limits in force for a plan, which may have been made under another engine."""

@@ -45,6 +45,13 @@ GIB = 1 << 30
 # What vLLM calls the dtypes of a KV cache (``config/cache.py::CacheDType``).
 _KV_DTYPES = {name: name for name in ("float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")}
 
+# Between these releases vLLM takes a model runner by the architecture, by this list in 0.24.0
+# (``config/vllm.py``); 0.33.0 takes the newer one for all.
+_BY_ARCHITECTURE, _NEWER_FOR_ALL = (0, 24), (0, 33)
+_ON_NEWER_RUNNER = frozenset(
+    f"{family}ForCausalLM" for family in ("DeepseekV2", "GraniteMoe", "Llama", "Mistral", "Qwen2Moe", "Qwen3")
+)
+
 # Ray hands the variable on to its workers.
 _ON_RAY = """\
 # On the head node first:  ray start --head --port 6379
@@ -72,8 +79,9 @@ class VLLM(Engine):
     override_variable = "VLLM_PP_LAYER_PARTITION"
     stage_flags = ("pipeline-parallel-size", "pp")
     log_format = VLLM_LOG
-    # 0.24 on H200s: stages of 1.2 ms took about 3 ms per step.
-    host_step_s = 3e-3
+    # 0.24 on H200s, fitted on three decode runs of Qwen3-8B over four stages; five runs of three other models
+    # are within 8.1 % with it (benchmarks/golden_vllm.py).
+    host_step_s = 3.77e-3
 
     def __init__(self, version: str | None = None, *, nodes: int = 1, ray: bool = True) -> None:
         super().__init__(version)
@@ -98,6 +106,12 @@ class VLLM(Engine):
                 f"vLLM does not run {model.architecture} over a pipeline, but pp_size is {cluster.pp_size}; "
                 f"use pp_size 1"
             )
+        batched_tokens, sequences = workload.max_num_batched_tokens, workload.max_num_seqs
+        if batched_tokens and sequences and batched_tokens < sequences:
+            raise EngineError(
+                f"vLLM wants max_num_batched_tokens to be at least max_num_seqs, and they are "
+                f"{batched_tokens:,} and {sequences:,}; give fewer sequences or more tokens"
+            )
         for gpu in set(cluster.gpus):
             if model.dtype == "bfloat16" and not gpu.bf16:
                 raise EngineError(
@@ -107,14 +121,16 @@ class VLLM(Engine):
     def settings(self, model: ModelSpec, cluster: Cluster, workload: Workload) -> EngineSettings:
         """Fill in the defaults of the API server, which depend on the device's memory."""
         batched_tokens, sequences = _limits(cluster.gpus[0], self.release)
+        batched_tokens = max(workload.max_num_batched_tokens or batched_tokens, workload.max_num_seqs or 0)
         utilization = 0.92 if self.release >= (0, 20) else 0.9
         max_model_len = context_limit(model, workload)
         element_bytes = workload.kv_element_bytes(model.dtype)
         return EngineSettings(
             memory_utilization=workload.memory_utilization or utilization,
             max_model_len=max_model_len,
-            max_num_batched_tokens=workload.max_num_batched_tokens or batched_tokens,
-            max_num_seqs=workload.max_num_seqs or sequences,
+            max_num_batched_tokens=batched_tokens,
+            # It refuses to start with more of these than tokens in a step.
+            max_num_seqs=workload.max_num_seqs or min(sequences, batched_tokens),
             block_size=block_beside_state(
                 model,
                 alignment=block_size_for(model),
@@ -170,6 +186,15 @@ class VLLM(Engine):
             ],
         )
 
+    def steps_at_once(self, model: ModelSpec, *, pp_size: int) -> int:
+        """Fill the pipeline, but for the older model runner, which most architectures have before 0.33.
+
+        There every stage receives what the last one sampled before it begins its next step (0.24.0,
+        ``gpu_model_runner.py::sample_tokens``), and the scheduler keeps no microbatches apart.
+        """
+        chosen = _BY_ARCHITECTURE <= self.release < _NEWER_FOR_ALL
+        return 1 if chosen and model.architecture not in _ON_NEWER_RUNNER else pp_size
+
     def microbatches(self, workload: Workload, settings: EngineSettings, *, pp_size: int) -> tuple[int, int]:
         """Keep up to ``pp_size`` microbatches in flight; ``max_num_seqs`` bounds their sum."""
         return chunked_microbatches(workload, settings, pp_size=pp_size, limit=settings.max_num_seqs)
@@ -198,6 +223,11 @@ class VLLM(Engine):
             notes.append(
                 "with prefix caching, which is on by default, vLLM keeps two recurrent states per request; "
                 "--no-enable-prefix-caching leaves one"
+            )
+        if self.steps_at_once(model, pp_size=pp_size) < pp_size:
+            notes.append(
+                f"vLLM {self.version} runs {model.architecture} on its older model runner, whose stages wait "
+                f"for each other: one step is in the pipeline at a time"
             )
         if pp_size > 1 and placement.embedding == "every":
             both = placement.head == "every" and not model.tied

@@ -70,11 +70,11 @@ class Costing:
 
     def kept(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """Return what was made under ``key`` before, else make it: of two splits most stages are equal."""
-        found: _T | None = self._kept.get(key)
-        if found is None:
-            if len(self._kept) >= _MOST_KEPT:
-                self._kept.clear()
-            found = self._kept[key] = make()
+        if key in self._kept:
+            return self._kept[key]  # type: ignore[no-any-return]
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+        found = self._kept[key] = make()
         return found
 
     # --- memory ---------------------------------------------------------------------------------------
@@ -207,6 +207,11 @@ class Costing:
 
     # --- time -----------------------------------------------------------------------------------------
 
+    @property
+    def steps_at_once(self) -> int:
+        """Return how many steps the engine has in the pipeline at once."""
+        return self.engine.steps_at_once(self.model, pp_size=self.cluster.pp_size)
+
     def microbatches(self, concurrency: int) -> tuple[int, int]:
         """Return microbatches in flight and requests in each when ``concurrency`` requests are served."""
         served = Workload(
@@ -214,7 +219,7 @@ class Costing:
             output_tokens=self.workload.output_tokens,
             concurrency=max(1, concurrency),
         )
-        return self.engine.microbatches(served, self.settings, pp_size=self.cluster.pp_size)
+        return self.engine.microbatches(served, self.settings, pp_size=self.steps_at_once)
 
     @property
     def prefill_tokens(self) -> int:

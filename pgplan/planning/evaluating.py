@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from pgplan.cost.memory import graph_bytes
-from pgplan.cost.pipeline import Flow
+from pgplan.cost.pipeline import served_period_s
 from pgplan.cost.pricing import TIERS
 from pgplan.engines import KVCapacity
 from pgplan.planning.costing import Costing
@@ -62,7 +62,7 @@ def evaluate(
             *(() if problems else _flow_notes(costing, outcome)),
             *(() if problems else _headroom_notes(stages)),
             *_calibration_notes(costing, outcome, stages),
-            *_accuracy_notes(costing, decode_flow),
+            *_accuracy_notes(costing, outcome),
             *costing.engine.notes(costing.model, pp_size=costing.cluster.pp_size),
             *_draft_notes(costing),
             *costing.model.notes,
@@ -202,7 +202,12 @@ def _flow_notes(costing: Costing, outcome: Outcome) -> tuple[str, ...]:
     pp_size, workload = costing.cluster.pp_size, costing.workload
     microbatches, served, held = outcome.microbatches, outcome.served, outcome.held
     notes = []
-    if microbatches < pp_size:
+    if costing.steps_at_once < pp_size:
+        notes.append(
+            f"one step is in the pipeline at a time, so it takes the sum over the stages "
+            f"({outcome.decode_flow.latency_s * 1e3:.1f} ms in decode) and the split hardly matters"
+        )
+    elif microbatches < pp_size:
         notes.append(
             f"{microbatches} of {pp_size} microbatches are in flight during decode, so a step takes the sum "
             f"over the stages ({outcome.decode_flow.latency_s * 1e3:.1f} ms) and the split hardly matters; "
@@ -266,7 +271,7 @@ def _draft_notes(costing: Costing) -> tuple[str, ...]:
     )
 
 
-def _accuracy_notes(costing: Costing, decode: Flow) -> tuple[str, ...]:
+def _accuracy_notes(costing: Costing, outcome: Outcome) -> tuple[str, ...]:
     """Say what the figures leave out, and where they rest on estimates."""
     notes = []
     guessed = sorted({gpu.name for gpu in costing.cluster.gpus if not gpu.memory_is_exact})
@@ -274,12 +279,15 @@ def _accuracy_notes(costing: Costing, decode: Flow) -> tuple[str, ...]:
         notes.append(
             f"the memory of {', '.join(guessed)} is estimated; read it on the device for exact KV tokens"
         )
-    host_s = costing.engine.host_step_s
-    if host_s is not None and decode.cycle_s < 2 * host_s:
-        notes.append(
-            f"times are the GPU's; {costing.engine.title}'s own work on the host, about "
-            f"{host_s * 1e3:.0f} ms per step, comes close to a decode step of {decode.cycle_s * 1e3:.1f} ms"
-        )
+    host_s, alone = costing.engine.host_step_s, outcome.decode_flow
+    if host_s is not None:
+        period_s = served_period_s(alone, microbatches=outcome.microbatches, host_s=host_s)
+        if period_s > 1.02 * alone.period_s:
+            served = outcome.decode_tokens_per_s * alone.period_s / period_s
+            notes.append(
+                f"throughput is the GPUs'; with {costing.engine.title}'s own work on the host, "
+                f"{host_s * 1e3:.1f} ms per decode step, decode makes {served:,.0f} tokens/s"
+            )
     roofline = costing.calibration is None
     if roofline and any(kind.num_experts for kind in costing.model.kinds):
         notes.append(

@@ -88,7 +88,7 @@ def weigh(costing: Costing, split: tuple[int, ...]) -> Outcome:
     microbatches, batch = costing.microbatches(served)
     prefill, decode = costing.prefill_times(), costing.decode_times(batch)
     chunks = -(-workload.concurrency * workload.prompt_tokens // costing.prefill_tokens)
-    prefill_flow = _flow(costing, prefill, ranges, microbatches=min(costing.cluster.pp_size, chunks))
+    prefill_flow = _flow(costing, prefill, ranges, microbatches=min(costing.steps_at_once, chunks))
     decode_flow = _flow(costing, decode, ranges, microbatches=microbatches)
     return Outcome(
         split=split,
