@@ -190,6 +190,12 @@ def test_plan_prints_a_report_and_what_to_give_to_the_engine(tmp_path):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_plan_tells_what_the_split_costs_against_the_engines_own(tmp_path):
+    assert "\nAgainst vLLM's own split 20,20,20,20: decode +" in pgplan(PLAN, cwd=tmp_path).stdout
+    assert "This is vLLM's own split." in pgplan(f"{PLAN} --split default", cwd=tmp_path).stdout
+    assert "own split" not in pgplan("plan llama-3.1-8b --gpu H200 --pp 1", cwd=tmp_path).stdout
+
+
 def test_a_plan_that_does_not_fit_is_reported_in_full_and_exits_1(tmp_path):
     done = pgplan("plan llama-3.1-70b --gpu L4 --pp 4 -o plan.json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "")

@@ -217,6 +217,10 @@ def test_what_does_not_fit_says_what_is_short_and_what_would_help() -> None:
     assert not plan.fits
     assert plan.bottleneck.resource == "memory"
     assert "has no memory for KV cache" in plan.problems[0] and "GiB" in plan.problems[0]
+    worst = min(plan.stages, key=lambda stage: stage.kv_budget_bytes)
+    lacking = sum(stage.kv_budget_bytes <= 0 for stage in plan.stages)
+    assert plan.problems[0].startswith(f"stage {worst.stage} ") and plan.bottleneck.stage == worst.stage
+    assert lacking == 1 or f"the most of {lacking} stages" in plan.problems[0]
     assert plan.problems[1].startswith("it would fit with 7 stages of L4")
     # The advice is true.
     assert pg.plan("llama-3.1-70b", pg.Cluster.uniform("L4", pp_size=7), workload=SHORT).fits

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import fields
@@ -22,13 +23,15 @@ from pgplan.cli.arguments import EXPORTER_OPTION
 from pgplan.cli.files import check_place, read_text, write_files
 from pgplan.cli.listings import print_engines, print_gpus, print_models
 from pgplan.errors import HardwareError, ModelError, PgplanError, PlanError
-from pgplan.hardware import Calibration, Cluster, cpu_device, local_cluster
+from pgplan.hardware import Calibration, Cluster, cpu_device, find_calibration, local_cluster
 from pgplan.logs import check_log
 from pgplan.model import ModelSpec, load_model
 from pgplan.model.config import MAX_LAYERS
 from pgplan.planning import Objective, Plan, plan
+from pgplan.planning.moving import own_split
 from pgplan.split import check_stage_count
 from pgplan.view import plan_report
+from pgplan.view.compare import own_words
 from pgplan.workload import Workload
 
 
@@ -36,6 +39,7 @@ def _plan(args: Namespace) -> int:
     if args.json and args.compare_with:
         raise PlanError("--json prints one plan but --compare-with plans two; leave one of them out")
     model = _model(args)
+    calibration = None if args.calibration is None else find_calibration(args.calibration)
     make = partial(
         plan,
         model,
@@ -43,7 +47,7 @@ def _plan(args: Namespace) -> int:
         workload=_workload(args),
         engine=args.engine,
         objective=cast(Objective, args.objective),
-        calibration=args.calibration,
+        calibration=calibration,
     )
     other = make(split=args.compare_with) if args.compare_with else None
     result = make(split=args.split)
@@ -51,7 +55,7 @@ def _plan(args: Namespace) -> int:
     if args.json:
         print(result.to_json())
     else:
-        _report(result, other)
+        _report(result, other, calibration)
     return 0 if result.fits else 1
 
 
@@ -113,11 +117,16 @@ def _files(args: Namespace, result: Plan) -> list[tuple[str, bytes]]:
     return files
 
 
-def _report(result: Plan, other: Plan | None) -> None:
+def _report(result: Plan, other: Plan | None, calibration: Calibration | None) -> None:
     if other is not None:
         print(other, result, other.compare(result), sep="\n\n")
     else:
         print(result)
+    if other is None and result.fits and result.pp_size > 1:
+        # A split that is best for one thing may cost another.
+        words = own_words(result, own_split(result, calibration=calibration))
+        columns = shutil.get_terminal_size(fallback=(80, 24)).columns
+        print("", *textwrap.wrap(words, max(20, columns), break_on_hyphens=False), sep="\n")
     if result.fits:
         print("", result.export(), sep="\n", end="")
 

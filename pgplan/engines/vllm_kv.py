@@ -159,12 +159,18 @@ class VLLMKVRule(KVRule):
         )
 
     def _problem(self, ranges: Sequence[tuple[int, int]], budgets: Sequence[int]) -> str | None:
-        for stage, ((start, stop), budget) in enumerate(zip(ranges, budgets, strict=True)):
-            if budget <= 0:
-                return (
-                    f"stage {stage} has no memory for KV cache: weights and activations exceed its budget by "
-                    f"{-budget / GIB:.2f} GiB"
-                )
+        """Say what vLLM would stop at, of several stages at the one that lacks most."""
+        least = min(budgets)
+        if least <= 0:
+            lacking = sum(budget <= 0 for budget in budgets)
+            others = f", the most of {lacking} stages without" if lacking > 1 else ""
+            return (
+                f"stage {budgets.index(least)} has no memory for KV cache: weights and activations exceed "
+                f"its budget by {-least / GIB:.2f} GiB{others}"
+            )
+        by_room = sorted(range(len(budgets)), key=lambda stage: self.units(*ranges[stage], budgets[stage]))
+        for stage in by_room:
+            (start, stop), budget = ranges[stage], budgets[stage]
             if not self.bytes_per_unit(start, stop):
                 return (
                     f"stage {stage} has no layer with a KV cache, by whose size vLLM's planner divides; give "

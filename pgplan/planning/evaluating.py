@@ -152,7 +152,9 @@ def _bottleneck(
 ) -> Bottleneck:
     """Name the stage that holds the plan back, in what the objective asks for (decode by default)."""
     if problems:
-        tight = min(stages, key=lambda stage: stage.kv_budget_bytes)
+        # Of stages that all have room it is the one whose cache holds least.
+        least = min(stages, key=lambda stage: stage.kv_budget_bytes)
+        tight = least if least.kv_budget_bytes <= 0 else stages[capacity.tightest]
         return Bottleneck(stage=tight.stage, resource="memory", why=problems[0])
     if objective in ("kv", "memory"):
         tight = stages[capacity.tightest]

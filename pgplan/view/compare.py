@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from pgplan.engines import find_engine
 from pgplan.planning.outcome import Outcome
 from pgplan.planning.record import Plan, StagePlan
 from pgplan.view.frame import plan_frame
@@ -31,6 +32,30 @@ def gain_words(a: Plan | Outcome, b: Plan | Outcome) -> str:
             f"KV {short_count(b.kv_tokens)} tokens ({change(a.kv_tokens, b.kv_tokens)})",
         )
     )
+
+
+def own_words(plan: Plan, own: Outcome | None) -> str:
+    """Say what a plan gains over its engine's own split; ``None``: the engine has none that could run."""
+    title = find_engine(plan.engine).title
+    if own is None:
+        return f"{title} has no split of its own that could run here."
+    if own.split == plan.split:
+        return f"This is {title}'s own split."
+    words = gain_words(own, plan)
+    for letter, name in (("B", "this split"), ("A", f"{title}'s own split")):
+        words = words.replace(f"{letter} fits", f"{name} fits").replace(f"{letter} does", f"{name} does")
+    return f"Against {title}'s own split {short_split(own.split)}: {words}."
+
+
+def short_split(split: tuple[int, ...]) -> str:
+    """Write a split in few letters: of many stages the first two and the last.
+
+    >>> short_split((2,) * 64)
+    '2,2,…,2'
+    """
+    if len(split) <= 16:
+        return ",".join(map(str, split))
+    return f"{split[0]},{split[1]},…,{split[-1]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

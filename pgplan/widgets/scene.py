@@ -8,7 +8,6 @@ from typing import Protocol
 
 import ipywidgets as W
 
-from pgplan.engines import find_engine
 from pgplan.errors import PgplanError
 from pgplan.planning import Plan
 from pgplan.planning.kept import costing_for
@@ -16,7 +15,7 @@ from pgplan.planning.moving import Move, best_move, own_split, worth
 from pgplan.planning.outcome import Outcome
 from pgplan.split import format_split
 from pgplan.verification import Verification
-from pgplan.view.compare import gain_words
+from pgplan.view.compare import gain_words, own_words, short_split
 from pgplan.view.numbers import change, gib, share
 from pgplan.view.sentences import plan_sentence, plan_summary
 from pgplan.widgets.choice import Choice, Known
@@ -119,7 +118,7 @@ def headline(scene: Scene, *, waste: str, studied: str = "") -> str:
     ]
     if scene.reference is not None:
         words = gain_words(scene.reference, plan)
-        lines.append(f"<p>Against A ({_counts(scene.reference.split)}): {escape(words)}</p>")
+        lines.append(f"<p>Against A ({short_split(scene.reference.split)}): {escape(words)}</p>")
     return "".join(lines)
 
 
@@ -127,7 +126,7 @@ def study_words(scene: Scene) -> str:
     """Say as HTML which move helps and what the engine's own split is worth; nothing before it is known."""
     if not scene.is_studied:
         return ""
-    return f"<b>{escape(move_words(scene))}</b> {escape(own_words(scene))}"
+    return f"<b>{escape(move_words(scene))}</b> {escape(own_words(scene.plan, scene.own))}"
 
 
 def move_words(scene: Scene) -> str:
@@ -145,29 +144,8 @@ def move_words(scene: Scene) -> str:
     what = {"kv": "KV tokens", "memory": "memory"}.get(resource, resource)
     if scene.best is not None:
         gain = change(worth(plan, resource), worth(scene.best, resource))
-        return f"No single move helps; Auto gives {_counts(scene.best.split)}: {gain} {what}."
+        return f"No single move helps; Auto gives {short_split(scene.best.split)}: {gain} {what}."
     if scene.choice.is_searched:
         among = " with these pins" if scene.choice.pinned else ""
         return f"No other split{among} is better for {scene.choice.objective}." if plan.fits else ""
     return f"No move of one layer improves {what}."
-
-
-def own_words(scene: Scene) -> str:
-    """Say what the plan gains over the engine's own split."""
-    plan, own = scene.plan, scene.own
-    title = find_engine(plan.engine).title
-    if own is None:
-        return f"{title} has no split of its own that could run here."
-    if own.split == plan.split:
-        return f"This is {title}'s own split."
-    words = gain_words(own, plan)
-    for letter, name in (("B", "this split"), ("A", f"{title}'s own split")):
-        words = words.replace(f"{letter} fits", f"{name} fits").replace(f"{letter} does", f"{name} does")
-    return f"Against {title}'s own split {_counts(own.split)}: {words}."
-
-
-def _counts(split: tuple[int, ...]) -> str:
-    """Write a split in few letters: of many stages the first two and the last."""
-    if len(split) <= 16:
-        return ",".join(map(str, split))
-    return f"{split[0]},{split[1]},…,{split[-1]}"
