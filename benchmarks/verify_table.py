@@ -143,7 +143,7 @@ def layers_table(result: dict[str, Any], row: Row) -> Iterator[str]:
 
 
 def golden_table(result: dict[str, Any], row: Row) -> Iterator[str]:
-    yield "| run | tier | vLLM, tokens/s | planned | off by | without its host | data sheet, too |"
+    yield "| run | tier | vLLM, tokens/s | planned | off by | GPUs alone | and by the data sheet |"
     yield "|---|---|---|---|---|---|---|"
     for one in result["runs"]:
         role = f", host term {one['role']}" if one["role"] else ""
