@@ -222,6 +222,11 @@ def test_what_does_not_fit_says_what_is_short_and_what_would_help() -> None:
     assert plan.problems[0].startswith(f"stage {worst.stage} ") and plan.bottleneck.stage == worst.stage
     assert lacking == 1 or f"the most of {lacking} stages" in plan.problems[0]
     assert plan.problems[1].startswith("it would fit with 7 stages of L4")
+    # A share of the memory that the user lowered is the first to be asked back.
+    little = pg.plan(
+        "llama-3.1-70b", pg.Cluster.uniform("H200", pp_size=4), workload=pg.Workload(memory_utilization=0.1)
+    )
+    assert "it would fit with memory_utilization 0.92" in little.problems[-1]
     # The advice is true.
     assert pg.plan("llama-3.1-70b", pg.Cluster.uniform("L4", pp_size=7), workload=SHORT).fits
     assert not pg.plan("llama-3.1-70b", pg.Cluster.uniform("L4", pp_size=6), workload=SHORT).fits

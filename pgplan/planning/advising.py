@@ -27,6 +27,10 @@ def _mends(costing: Costing, split: tuple[int, ...]) -> Iterator[str]:
     if choice is not None and choice.split != split:
         yield f"the split {format_split(choice.split)}"
     workload = costing.workload
+    usual = replace(workload, memory_utilization=None)
+    share = costing.engine.settings(costing.model, costing.cluster, usual).memory_utilization
+    if costing.settings.memory_utilization < share and _fits(costing, workload=usual):
+        yield f"memory_utilization {share:g}"
     # One context after another that people set; the longest that fits is the one to name.
     for length in (131072, 65536, 32768, 16384, 8192, 4096, 2048):
         if workload.tokens_per_request <= length < costing.settings.max_model_len and _fits(
