@@ -86,16 +86,13 @@ class Pricer:
         gpu: The device.
         tp_size: Ranks that share each stage.
         calibration: What was measured on such a device; ``None``: nothing.
-
-    Attributes:
-        notes: Why something is priced at a weaker tier than the calibration could give.
     """
 
     def __init__(
         self, model: ModelSpec, gpu: GPU, *, tp_size: int, calibration: Calibration | None = None
     ) -> None:
         self.model, self.gpu, self.tp_size = model, gpu, tp_size
-        self.notes: dict[str, None] = {}
+        self._notes: dict[str, None] = {}
         self._links = calibration.links if calibration else None
         self._fit = calibration.fit if calibration else None
         self._rates = Rates.calibrated(gpu, self._fit) if self._fit else Rates.roofline(gpu)
@@ -109,6 +106,12 @@ class Pricer:
             for kind in model.kinds
         ]
         self._ends = calibration.end(ends_digest(model), tp_size=tp_size) if calibration else None
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return why prices since the last call are of a weaker tier than the calibration could give."""
+        notes = tuple(self._notes)
+        self._notes.clear()
+        return notes
 
     def layer(self, kind: int, batch: Batch) -> Price:
         """Price one layer of a kind (an index), without communication."""
@@ -178,7 +181,7 @@ class Pricer:
             try:
                 return self._links.handoff.at(sent_bytes)
             except CalibrationError as error:
-                self.notes[f"hand-off: {error}"] = None
+                self._notes[f"hand-off: {error}"] = None
         return handoff_s(sent_bytes, link, gpu=self.gpu, tp_size=self.tp_size)
 
     def _estimate(self, work: tuple[Work, ...]) -> Price:
@@ -199,7 +202,7 @@ class Pricer:
         try:
             seconds = read()
         except CalibrationError as refusal:
-            self.notes[f"{what}: {refusal}"] = None
+            self._notes[f"{what}: {refusal}"] = None
             return usual
         scale = seconds / usual.seconds
         parts = tuple((part, part_s * scale) for part, part_s in usual.parts)

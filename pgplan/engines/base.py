@@ -175,12 +175,14 @@ class Engine(Exporter):
         log_format: What its start-up log looks like.
         host_step_s: Seconds of work on the host per decode step, beside the GPU's, that explain what the
             engine was measured to serve; ``None``: not known.
+        host_basis: What that rests on, for people.
     """
 
     override_variable: str
     stage_flags: tuple[str, ...]
     log_format: LogFormat
     host_step_s: float | None = None
+    host_basis = ""
 
     @abstractmethod
     def default_split(self, num_layers: int, pp_size: int) -> tuple[int, ...]:

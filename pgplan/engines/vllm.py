@@ -79,9 +79,9 @@ class VLLM(Engine):
     override_variable = "VLLM_PP_LAYER_PARTITION"
     stage_flags = ("pipeline-parallel-size", "pp")
     log_format = VLLM_LOG
-    # 0.24 on H200s, fitted on three decode runs of Qwen3-8B over four stages; five runs of three other models
-    # are within 8.1 % with it (benchmarks/golden_vllm.py).
+    # Three decode runs of Qwen3-8B over four stages, five of three other models: benchmarks/golden_vllm.py.
     host_step_s = 3.77e-3
+    host_basis = "fitted on Qwen3-8B in 0.24 on H200s, other models within 8.1 %"
 
     def __init__(self, version: str | None = None, *, nodes: int = 1, ray: bool = True) -> None:
         super().__init__(version)
@@ -187,10 +187,11 @@ class VLLM(Engine):
         )
 
     def steps_at_once(self, model: ModelSpec, *, pp_size: int) -> int:
-        """Fill the pipeline, but for the older model runner, which most architectures have before 0.33.
+        """Fill the pipeline, but for the older model runner, which most architectures have from 0.24 to 0.32.
 
-        There every stage receives what the last one sampled before it begins its next step (0.24.0,
-        ``gpu_model_runner.py::sample_tokens``), and the scheduler keeps no microbatches apart.
+        0.24.0 and 0.33.0 were read; what lies between is taken for 0.24. On the older runner every stage
+        receives what the last one sampled before it begins its next step
+        (``gpu_model_runner.py::sample_tokens``), and the scheduler keeps no microbatches apart.
         """
         chosen = _BY_ARCHITECTURE <= self.release < _NEWER_FOR_ALL
         return 1 if chosen and model.architecture not in _ON_NEWER_RUNNER else pp_size

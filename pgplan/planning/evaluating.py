@@ -160,15 +160,9 @@ def _bottleneck(
         tight = stages[capacity.tightest]
         return Bottleneck(stage=tight.stage, resource="kv", why=_why_kv(tight, stages))
     phase: Literal["prefill", "decode"] = "prefill" if objective == "prefill" else "decode"
-    busy = [_busy(stage, phase) for stage in stages]
+    busy = [stage.prefill_busy_s if phase == "prefill" else stage.decode_busy_s for stage in stages]
     slowest = stages[busy.index(max(busy))]
     return Bottleneck(stage=slowest.stage, resource=phase, why=_why_slow(slowest, busy, phase))
-
-
-def _busy(stage: StagePlan, phase: str) -> float:
-    if phase == "prefill":
-        return stage.prefill_s + stage.prefill_handoff_s
-    return stage.decode_s + stage.decode_handoff_s
 
 
 def _why_kv(tight: StagePlan, stages: tuple[StagePlan, ...]) -> str:
@@ -288,7 +282,8 @@ def _accuracy_notes(costing: Costing, outcome: Outcome) -> tuple[str, ...]:
             served = outcome.decode_tokens_per_s * alone.period_s / period_s
             notes.append(
                 f"throughput is the GPUs'; with {costing.engine.title}'s own work on the host, "
-                f"{host_s * 1e3:.1f} ms per decode step, decode makes {served:,.0f} tokens/s"
+                f"{host_s * 1e3:.1f} ms per decode step ({costing.engine.host_basis}), decode makes "
+                f"{served:,.0f} tokens/s"
             )
     roofline = costing.calibration is None
     if roofline and any(kind.num_experts for kind in costing.model.kinds):

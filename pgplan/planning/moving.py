@@ -110,6 +110,4 @@ def _moves(plan: Plan, pinned: Collection[int]) -> Iterator[tuple[int, tuple[int
 
 def _busy_s(plan: Plan, stage: int) -> float:
     found = plan.stages[stage]
-    if plan.bottleneck.resource == "prefill":
-        return found.prefill_s + found.prefill_handoff_s
-    return found.decode_s + found.decode_handoff_s
+    return found.prefill_busy_s if plan.bottleneck.resource == "prefill" else found.decode_busy_s

@@ -58,8 +58,6 @@ class PhaseTimes:
 def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], batch: Batch) -> PhaseTimes:
     """Price one microbatch on every device."""
     kinds = range(len(model.kinds))
-    for pricer in pricers.values():
-        pricer.notes.clear()
     layers = {
         gpu: tuple(_layer_price(pricer, kind, batch) for kind in kinds) for gpu, pricer in pricers.items()
     }
@@ -82,14 +80,17 @@ def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], b
         first=first,
         last=last,
         handoff_s=(*[hop_s[arrival] for arrival in arrivals], 0.0),
-        notes=tuple(dict.fromkeys(note for pricer in pricers.values() for note in pricer.notes)),
+        notes=tuple(dict.fromkeys(note for pricer in pricers.values() for note in pricer.take_notes())),
     )
 
 
 def stage_links(cluster: Cluster) -> list[Link]:
     """Return the link from each stage to the next; of equal devices it is the same."""
     pairs = list(pairwise(cluster.gpus))
-    links = {pair: cluster.stage_link(stage) for pair, stage in {p: s for s, p in enumerate(pairs)}.items()}
+    links: dict[tuple[GPU, GPU], Link] = {}
+    for stage, pair in enumerate(pairs):
+        if pair not in links:
+            links[pair] = cluster.stage_link(stage)
     return [links[pair] for pair in pairs]
 
 

@@ -98,6 +98,16 @@ class StagePlan:
         return self.stop - self.start
 
     @property
+    def prefill_busy_s(self) -> float:
+        """Return the seconds after which it can take the next chunk: compute and hand-off."""
+        return self.prefill_s + self.prefill_handoff_s
+
+    @property
+    def decode_busy_s(self) -> float:
+        """Return the seconds after which it can take the next decode step: compute and hand-off."""
+        return self.decode_s + self.decode_handoff_s
+
+    @property
     def weight_bytes(self) -> int:
         """Return all bytes that are there once the model is loaded."""
         return (

@@ -49,12 +49,7 @@ def _limits(record: Verification) -> Iterator[str]:
         compute, hops = measured_parts(record.stages, prefill=prefill)
         busy = [seconds + hop for seconds, hop in zip(compute, hops, strict=True)]
         slowest = busy.index(max(busy))
-        planned = [
-            (stage.prefill_s + stage.prefill_handoff_s)
-            if prefill
-            else (stage.decode_s + stage.decode_handoff_s)
-            for stage in record.plan.stages
-        ]
+        planned = [stage.prefill_busy_s if prefill else stage.decode_busy_s for stage in record.plan.stages]
         expected = planned.index(max(planned))
         as_planned = "as planned" if slowest == expected else f"where the plan expected stage {expected}"
         text = (

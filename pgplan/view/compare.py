@@ -149,13 +149,13 @@ def _table(comparison: Comparison) -> Table:
         column(
             "prefill",
             "ms",
-            lambda s: milliseconds(s.prefill_s + s.prefill_handoff_s),
+            lambda s: milliseconds(s.prefill_busy_s),
             lambda p: milliseconds(p.prefill_cycle_s),
         ),
         column(
             "decode",
             "ms",
-            lambda s: milliseconds(s.decode_s + s.decode_handoff_s),
+            lambda s: milliseconds(s.decode_busy_s),
             lambda p: milliseconds(p.decode_cycle_s),
         ),
     )

@@ -21,8 +21,8 @@ def plan_marks(plan: Plan, *, label: str) -> Marks:
     return Marks(
         label=label,
         memory_bytes=tuple(stage.used_bytes - stage.overhead_bytes for stage in plan.stages),
-        decode_s=tuple(stage.decode_s + stage.decode_handoff_s for stage in plan.stages),
-        prefill_s=tuple(stage.prefill_s + stage.prefill_handoff_s for stage in plan.stages),
+        decode_s=tuple(stage.decode_busy_s for stage in plan.stages),
+        prefill_s=tuple(stage.prefill_busy_s for stage in plan.stages),
     )
 
 

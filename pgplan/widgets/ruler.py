@@ -93,8 +93,8 @@ def ruler_state(
 
 def _seconds(stage: StagePlan, phase: str) -> float:
     if phase == "prefill":
-        return stage.prefill_s + stage.prefill_handoff_s
-    return stage.decode_s + stage.decode_handoff_s
+        return stage.prefill_busy_s
+    return stage.decode_busy_s
 
 
 def _frame(costing: Costing, phase: str, batch: int) -> dict[str, Any]:
