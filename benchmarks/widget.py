@@ -10,11 +10,12 @@ Llama-3.1-405B (126 layers) over 64 stages of one H200 each, in headless Chromiu
 - the same for a slider whose kernel only writes its number into an HTML widget: what JupyterLab, the kernel
   and the browser take whatever is drawn. It is moved in turn with the planner, so both see the same machine.
 
-Each drag moves another cut, and each round serves prompts of a new length, so that no timed change has been
-planned before. Before each of them, the bare slider's too, the benchmark waits for a moment in which no other
-guest of the host slows a core down (``quiet``), and tells how often it waited in vain. Afterwards come bursts
-of 100 changes, whose last value must arrive, and 1,000 changes, after which the kernel and the page must be
-as large as before.
+Each drag moves another cut, and each change serves prompts of a new length. The pp slider is moved by one
+stage ("pp"), to a plan that the planner makes ahead while its user rests, and by five ("jump"), to one that
+it does not make; nothing that a drag or a jump asks for has been planned before. Before each change, the bare
+slider's too, the benchmark waits for a moment in which no other guest of the host slows a core down
+(``quiet``), and tells how often it waited in vain. Afterwards come bursts of 100 changes, whose last value
+must arrive, and 1,000 changes, after which the kernel and the page must be as large as before.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from browser import chromium, jupyterlab, visit
 from planner_page import PlannerPage, run_notebook, write_notebook
 from planning import GPU, MODEL, STAGES
-from widget_page import IN_THE_KERNEL, IN_THE_PAGE, NUMBER, PICTURE, RULER, Bench
+from widget_page import IN_THE_KERNEL, IN_THE_PAGE, JUMP, NUMBER, PICTURE, RULER, Bench
 
 PACKAGES = ("jupyterlab", "anywidget", "playwright")
 KERNEL_GOAL_MS, PAINT_GOAL_MS = 16.0, 15.0
@@ -44,13 +45,13 @@ MEMORY_GOAL_MIB, NODES_GOAL = 10.0, 50
 
 
 def paint_times(bench: Bench, repetitions: int, quiet: Quiet) -> dict[str, list[float]]:
-    """Move the cut, the pp slider and the bare slider in turn.
+    """Move the cut, the pp slider by one stage and by several, and the bare slider in turn.
 
     The same goes before each of them. What does counts, and has nothing to do with the widget: JupyterLab's
     server lets a small message wait until the one before it is acknowledged, and the system may put that off
     for 40 ms. So a bare slider right after a bare slider takes twice as long as after a new workload.
     """
-    times: dict[str, list[float]] = {"bare": [], "cut": [], "pp": [], "ruler": []}
+    times: dict[str, list[float]] = {"bare": [], "cut": [], "pp": [], "jump": [], "ruler": []}
 
     def take(names: tuple[str, ...], act: Callable[[], list[float]]) -> None:
         bench.change_workload()
@@ -60,10 +61,14 @@ def paint_times(bench: Bench, repetitions: int, quiet: Quiet) -> dict[str, list[
             times[name].append(ms)
 
     for index in range(repetitions):
-        key = "ArrowLeft" if index % 2 == 0 else "ArrowRight"
+        key, far = ("ArrowLeft", "PageDown") if index % 2 == 0 else ("ArrowRight", "PageUp")
         take(("bare",), lambda key=key: bench.press(bench.bare, key, NUMBER))  # type: ignore[misc]
+        if index % 2 == 1:  # back the same way: from 58 stages to 63, then to 64
+            take(("jump",), lambda far=far: bench.press(bench.pp, far, PICTURE))  # type: ignore[misc]
         take(("pp", "ruler"), lambda key=key: bench.press(bench.pp, key, PICTURE, RULER))  # type: ignore[misc]
-        if index % 2 == 1:  # 64 stages again
+        if index % 2 == 0:
+            take(("jump",), lambda far=far: bench.press(bench.pp, far, PICTURE))  # type: ignore[misc]
+        else:
             take(("cut",), lambda index=index: bench.drag(index))  # type: ignore[misc]
             take(("cut",), lambda index=index: bench.drag(index + 31))  # type: ignore[misc]
             bench.page.locator(".pgplan-auto").click()
@@ -132,7 +137,8 @@ def measure(browser: Browser, repetitions: int, changes: int) -> dict[str, Any]:
         kernel = {
             "bare": bench.ask("kernel_ms(bare, shows=number)"),
             "cut": bench.ask(f"kernel_ms(planner.board.ruler, {shows})"),
-            "pp": bench.ask(f"kernel_ms(planner.controls['pp'], {shows})"),
+            "pp": bench.ask(f"kernel_ms(planner.controls['pp'], {shows}, by=1)"),
+            "jump": bench.ask(f"kernel_ms(planner.controls['pp'], {shows}, by={JUMP})"),
         }
         bursts = [burst(bench) for _ in range(3)]
         size = growth(bench, changes)
@@ -196,7 +202,7 @@ def main() -> None:
         for name in measured["kernel"]
     }
     times["pp"]["ruler"] = summary(measured["paint"]["ruler"])
-    for name in ("cut", "pp"):
+    for name in ("cut", "pp", "jump"):
         over = times[name]["paint"]["p95_ms"] - times["bare"]["paint"]["p95_ms"]
         times[name]["paint_over_bare_p95_ms"] = round(over, 2)
     record = {

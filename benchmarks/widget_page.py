@@ -36,10 +36,13 @@ def published(comm, *args, **more):
 
 def handled(stream, ident, message):
     sent.clear()
+    stages = planner.plan.pp_size
     begun = time.perf_counter()
     result = handle(stream, ident, message)
     if sent:
-        turns.append((message["content"]["comm_id"], [comm for comm, _ in sent], 1e3 * (sent[-1][1] - begun)))
+        by = abs(planner.plan.pp_size - stages)
+        ms = 1e3 * (sent[-1][1] - begun)
+        turns.append((message["content"]["comm_id"], [comm for comm, _ in sent], by, ms))
     return result
 
 BaseComm.publish_msg, kernel.shell_handlers["comm_msg"] = published, handled
@@ -49,8 +52,9 @@ def size_mib():
     pages = int(open("/proc/self/statm").read().split()[1])
     return pages * resource.getpagesize() / 2**20
 
-def kernel_ms(widget, shows):
-    return [ms for comm, out, ms in turns if comm == widget.comm.comm_id and shows.comm.comm_id in out]
+def kernel_ms(widget, shows, by=0):
+    me, picture = widget.comm.comm_id, shows.comm.comm_id
+    return [ms for comm, out, stages, ms in turns if comm == me and picture in out and stages == by]
 
 display(bare, number, planner)
 """
@@ -90,6 +94,8 @@ IN_THE_PAGE = """
   };
 }
 """
+# How many stages Page Up and Page Down move the slider by.
+JUMP = 5
 PICTURE, RULER, NUMBER = ".pgplan-picture", ".pgplan-ruler-track", ".bare-html .widget-html-content"
 
 
@@ -121,7 +127,7 @@ class Bench:
         return [float(ms) for ms in self.page.evaluate("window.painted")]
 
     def change_workload(self) -> None:
-        """Plan for prompts of a new length, so that nothing that is timed next has been planned before."""
+        """Plan for prompts of a new length, for which the planner has planned nothing yet."""
         self.ask(f"setattr(planner.controls['prompt_tokens'], 'value', {next(self.prompt_tokens)})")
 
     def press(self, slider: Locator, key: str, *shown: str) -> list[float]:

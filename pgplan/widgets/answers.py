@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ def answer(
     Raises:
         PgplanError: If it cannot be planned.
     """
-    found = _first_answer(make, field, unread_split)
+    found = _first_answer(make, field, unread_split, lambda choice: choice.plan(with_advice=False))
     if found.scene.plan.fits and can_wait:
         return found
     found = replace(found, scene=study(found.scene.choice, found.scene.plan))
@@ -66,17 +66,31 @@ def answer(
     return found
 
 
-def quick_answer(make: Make, *, field: str, unread_split: str) -> Answer | None:
-    """Return the answer that can wait for what helps; ``None`` where advice is needed, as nothing fits."""
-    found = _first_answer(make, field, unread_split)
+def quick_answer(
+    make: Make, *, field: str, unread_split: str, make_plan: Callable[[Choice], Plan]
+) -> Answer | None:
+    """Return the answer that can wait for what helps; ``None`` where advice is needed, as nothing fits.
+
+    Args:
+        make: Returns the choice.
+        field: What was edited.
+        unread_split: A split that could not be used so far.
+        make_plan: Returns a choice's plan without advice, which may have been made before.
+    """
+    found = _first_answer(make, field, unread_split, make_plan)
     return found if found.scene.plan.fits else None
 
 
-def _first_answer(make: Make, field: str, unread_split: str) -> Answer:
+def _first_answer(make: Make, field: str, unread_split: str, make_plan: Callable[[Choice], Plan]) -> Answer:
     choice, moves = make()
-    choice, plan, left = planned(choice, unread_split)
+    choice, plan, left = planned(choice, unread_split, make_plan=make_plan)
     scene = Scene(choice=choice, plan=plan, is_studied=False)
     return Answer(scene=scene, moves=moves, field=field, unread_split=left)
+
+
+def alike(field: str, choice: Choice) -> Hashable:
+    """Return what edits that take about the same time have in common."""
+    return field, choice.base.name, choice.engine, choice.objective
 
 
 def with_advice(scene: Scene) -> Scene:

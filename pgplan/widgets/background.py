@@ -64,8 +64,7 @@ class Background(Generic[_T]):
             like: What work is alike by.
         """
         self.cancel()
-        is_quick = self._took_s.get(like, math.inf) <= QUICK_S
-        if quick is not None and is_quick and self._is_done(quick, like):
+        if quick is not None and self.was_quick(like) and self._is_done(quick, like):
             return
         job = self._job = _Job(work, self._late, self._lock)
         job.thread.start()
@@ -94,6 +93,10 @@ class Background(Generic[_T]):
         if result is not None:
             self._show(result)
         return result is not None
+
+    def was_quick(self, like: Hashable) -> bool:
+        """Tell whether work like it was, the last time; what was never done was not."""
+        return self._took_s.get(like, math.inf) <= QUICK_S
 
     @property
     def is_busy(self) -> bool:

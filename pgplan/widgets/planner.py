@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from pgplan.model.spec import ModelSpec
 from pgplan.planning import Objective, Plan
 from pgplan.verification import Verification
 from pgplan.view import plan_html
-from pgplan.widgets.answers import Answer, Make, answer, quick_answer, recognised, with_advice
+from pgplan.widgets.ahead import Ahead
+from pgplan.widgets.answers import Answer, Make, alike, answer, quick_answer, recognised, with_advice
 from pgplan.widgets.background import Background
 from pgplan.widgets.choice import Known, first_choice
 from pgplan.widgets.edits import edit
@@ -104,6 +106,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         self.board, self._controls = self._screen.board, self._screen.controls
         self.controls, self.messages = self._controls.by_name, self._controls.messages
         self._rest = Rest(self._complete, after_s=_REST_S)
+        self._ahead = Ahead()
         self._snapshot = Snapshot(lambda: plan_html(self.plan))
         self._work = Background[Answer](show=self._answered, fail=self._failed, wait=self.board.wait)
         super().__init__(
@@ -172,6 +175,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         if self._is_made:
             self._work.cancel()
             self._rest.stop()
+            self._ahead.stop()
             self._snapshot.stop()
             self._screen.close()
         for widget in list(parts_of(self)):
@@ -216,31 +220,34 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
     def _run(self, field: str, make: Make, *, value: Any = None) -> None:
         """Plan what ``make`` returns, beside the planner if it takes long; advice may follow later."""
         self._asked = field
+        self._ahead.stop()
         if field == "split":
             self._typed = str(value)
         unread, can_wait = self._unread_split, is_page_asking()
-        choice = self._scene.choice
+        quick = partial(quick_answer, make, field=field, unread_split=unread, make_plan=self._ahead.plan)
         self._work.run(
             lambda tell: answer(make, field=field, unread_split=unread, can_wait=can_wait, tell=tell),
-            quick=lambda: quick_answer(make, field=field, unread_split=unread) if can_wait else None,
-            like=(field, choice.base.name, choice.engine, choice.objective),
+            quick=quick if can_wait else None,
+            like=alike(field, self._scene.choice),
         )
 
     def _complete(self) -> None:
         """Add what was put off until the user rests: what helps, then the rest of the board."""
-        if self._scene.is_studied or self._work.is_busy:
-            self._screen.complete(self._scene)
-        else:
-            scene = self._scene
+        scene = self._scene
+        if not (scene.is_studied or self._work.is_busy):
             self._asked = "rest"
             self._work.run(lambda _: Answer(scene=study(scene.choice, scene.plan), field="rest"))
+            return
+        self._screen.complete(scene)
+        if self._work.was_quick(alike("pp", scene.choice)):
+            self._ahead.prepare(scene.choice, self._known)
 
     def _answered(self, found: Answer) -> None:
         """Show what an edit led to, and remember it."""
         scene, moves = found.scene, found.moves
         if found.field == "rest":
             self._scene = replace(scene, reference=self._scene.reference, proof=self._scene.proof)
-            self._screen.complete(self._scene)
+            self._complete()
             return
         self._unread_split = found.unread_split
         self._known = self._known.plus(scene.choice)

@@ -17,12 +17,12 @@ class Rest:
 
     def __init__(self, act: Callable[[], None], *, after_s: float) -> None:
         self._act, self._after_s = act, after_s
-        self._loop = _running_loop()
+        self._loop = running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def soon(self) -> None:
         """Ask for it, from any thread; what was asked for before is put off once more."""
-        here = _running_loop()
+        here = running_loop()
         self._loop = here or self._loop
         if here is not None:
             self._put_off(here)
@@ -43,7 +43,8 @@ class Rest:
         self._timer = loop.call_later(self._after_s, lambda: self._act())
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the loop that runs in this thread, if one does."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

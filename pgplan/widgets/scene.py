@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Protocol
@@ -70,15 +71,17 @@ def study(choice: Choice, plan: Plan) -> Scene:
     return Scene(choice=choice, plan=plan, own=own, move=move, best=best)
 
 
-def planned(choice: Choice, unread_split: str) -> tuple[Choice, Plan, str]:
+def planned(
+    choice: Choice, unread_split: str, *, make_plan: Callable[[Choice], Plan]
+) -> tuple[Choice, Plan, str]:
     """Plan, with the split that could not be used before if it can be used now."""
     if unread_split:
         waiting, _ = edit(choice, "split", unread_split, Known())
         try:
-            return waiting, waiting.plan(with_advice=False), ""
+            return waiting, make_plan(waiting), ""
         except PgplanError:
             pass
-    return choice, choice.plan(with_advice=False), unread_split
+    return choice, make_plan(choice), unread_split
 
 
 def _balanced(choice: Choice, plan: Plan) -> Plan | None:
