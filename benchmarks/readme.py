@@ -35,7 +35,8 @@ METADATA_GOALS: dict[tuple[str, str], tuple[float, ...]] = {
 WIDGET_CHANGES = {
     "bare": "a slider that writes its number",
     "cut": "a cut dragged by a layer",
-    "pp": "the pp_size slider",
+    "pp": "the pp_size slider, by a stage",
+    "jump": "the pp_size slider, by five",
 }
 LARGEST = {"layers": 10_000, "stages": 256}
 
