@@ -11,6 +11,7 @@ from pgplan.errors import InfeasibleError, SplitError
 from pgplan.split import (
     SplitInfeasibleError,
     SplitProblem,
+    lexicographic,
     minimise_max,
     minimise_max_additive,
 )
@@ -94,7 +95,10 @@ def random_problem(rng):
     )
 
 
-def test_optimum_equals_exhaustive_search_on_4000_random_cases():
+@pytest.mark.parametrize("digits", [256, 3], ids=["numbers", "lists"])
+def test_optimum_equals_exhaustive_search_on_4000_random_cases(monkeypatch, digits):
+    # Few different costs are kept as the digits of a number, many as lists.
+    monkeypatch.setattr(lexicographic, "_DIGITS", digits)
     rng = random.Random(20261122)
     seen = Counter()
     for _ in range(4000):

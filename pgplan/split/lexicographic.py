@@ -7,40 +7,105 @@ one more ``x`` in both. So the best way to fill the first stages up to a cut sta
 (optimal substructure), and a dynamic programme over (stage, cut) that keeps one best list per cut is exact,
 for any costs, additive or not.
 
-Lists are tuples of negated costs in ascending order, so the *greater* tuple is the better list, and
-``bisect`` finds the place of a new cost.
+Where few different costs occur, as in models of equal layers, a list is written as one number whose digits
+say how often it holds each of them, the largest first: to add a cost is then one addition, and the order is
+that of numbers. Else it is a tuple of negated costs in ascending order, so that the *greater* tuple is the
+better list, and ``bisect`` finds the place of a new cost.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
-from pgplan.split.ranges import RangeTable
+from pgplan.split.ranges import RangeTable, bits
 from pgplan.split.search import shortfall_error
 
-_Key = tuple[float, ...]
+# Up to so many different costs a list of them is a number of that many digits.
+_DIGITS = 256
+
+_Spans = dict[int, list[tuple[int, float]]]
+"""Stops and costs of the ranges from each start."""
+_Parents = list[dict[int, int]]
+"""Per stage the best start for each stop."""
 
 
 def best_path(table: RangeTable, *, caps: Sequence[float], live: Sequence[int]) -> list[int]:
     """Return the positions of the lexicographically best split within the caps and the live starts.
 
     Of equally good splits it is the one whose last stage has the fewest layers, then the last but one, and
-    so on. Takes O(ranges within the caps) list comparisons.
+    so on. Takes O(ranges within the caps) comparisons.
 
     Raises:
         SplitInfeasibleError: No split has finite costs throughout.
     """
-    keys: dict[int, _Key] = {0: ()}
-    parents: list[dict[int, int]] = []
-    for stage in range(table.num_stages):
-        after = live[stage + 1]
-        best: dict[int, _Key] = {}
+    spans, kinds = _spans(table, caps, live)
+    costs = sorted({cost for kind in kinds for span in kind.values() for _, cost in span})
+    parents = _by_numbers(spans, kinds, costs, live) if len(costs) <= _DIGITS else _by_lists(spans, live)
+    if not parents[-1]:
+        raise shortfall_error(table)
+    path = [table.size]
+    for parent in reversed(parents):
+        path.append(parent[path[-1]])
+    path.reverse()
+    return path
+
+
+def _spans(
+    table: RangeTable, caps: Sequence[float], live: Sequence[int]
+) -> tuple[list[_Spans], list[_Spans]]:
+    """Return the ranges within the caps for each stage, and for each kind of stages that share them."""
+    kinds: dict[Hashable, _Spans] = {}
+    spans = []
+    for stage, cap in enumerate(caps):
+        kind = kinds.setdefault((table.label(stage), cap), {})
+        for a in bits(live[stage]):
+            if a not in kind:
+                kind[a] = list(table.ranges(stage, a, cap))
+        spans.append(kind)
+    return spans, list(kinds.values())
+
+
+def _by_numbers(
+    spans: Sequence[_Spans], kinds: Sequence[_Spans], costs: Sequence[float], live: Sequence[int]
+) -> _Parents:
+    """Find the best starts with numbers for lists; the smaller number is the better list."""
+    # No digit carries: a cost occurs in a list once per stage at most.
+    width = len(spans).bit_length()
+    weights = {cost: 1 << width * rank for rank, cost in enumerate(costs)}
+    weighed = {
+        id(kind): {a: [(b, weights[cost]) for b, cost in span] for a, span in kind.items()} for kind in kinds
+    }
+    keys, parents = {0: 0}, []
+    for stage, kind in enumerate(spans):
+        steps, after = weighed[id(kind)], live[stage + 1]
+        best: dict[int, int] = {}
         parent: dict[int, int] = {}
         # Starts ascend, so that on a tie the later start, the shorter stage, replaces the earlier one.
         for a in sorted(keys):
             key = keys[a]
-            for b, cost in table.ranges(stage, a, caps[stage]):
+            for b, weight in steps.get(a, ()):
+                if after >> b & 1:
+                    candidate = key + weight
+                    if b not in best or candidate <= best[b]:
+                        best[b] = candidate
+                        parent[b] = a
+        keys = best
+        parents.append(parent)
+    return parents
+
+
+def _by_lists(spans: Sequence[_Spans], live: Sequence[int]) -> _Parents:
+    """Find the best starts with tuples for lists; the greater tuple is the better list."""
+    keys: dict[int, tuple[float, ...]] = {0: ()}
+    parents: _Parents = []
+    for stage, kind in enumerate(spans):
+        after = live[stage + 1]
+        best: dict[int, tuple[float, ...]] = {}
+        parent: dict[int, int] = {}
+        for a in sorted(keys):
+            key = keys[a]
+            for b, cost in kind.get(a, ()):
                 if not after >> b & 1:
                     continue
                 known = best.get(b)
@@ -53,13 +118,7 @@ def best_path(table: RangeTable, *, caps: Sequence[float], live: Sequence[int]) 
                     parent[b] = a
         keys = best
         parents.append(parent)
-    if not keys:
-        raise shortfall_error(table)
-    path = [table.size]
-    for parent in reversed(parents):
-        path.append(parent[path[-1]])
-    path.reverse()
-    return path
+    return parents
 
 
 def improve_path(table: RangeTable, path: list[int]) -> list[int]:

@@ -7,7 +7,7 @@ only atoms and the positions ``0..size`` between them. A set of positions is an 
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterator
 from functools import reduce
 from itertools import accumulate
@@ -62,6 +62,10 @@ class RangeTable:
         """Return the layer count that is pinned for a stage, ``None`` if it is free."""
         pins = self._problem.pins
         return None if pins is None else pins[stage]
+
+    def label(self, stage: int) -> Hashable:
+        """Return what stages have in common whose ranges cost the same; a pinned one is like no other."""
+        return self._class[stage] if self.pin(stage) is None else ("pinned", stage)
 
     def pinned_end(self, stage: int, start: int) -> int | None:
         """Return where a pinned stage that starts here ends; ``None`` if that cut is forbidden."""
@@ -121,6 +125,13 @@ class RangeTable:
     def least_single(self, stage: int) -> float:
         """Return the least that a single atom costs a stage, wherever the stage may start."""
         return self._single_costs(stage)[0][0]
+
+    def least_of(self, stage: int, mask: int) -> float:
+        """Return the least that a single atom costs a stage from one of the starts in the mask."""
+        costs, masks = self._single_costs(stage)
+        # masks[i] has the starts of the i cheapest: the first that meets the mask is the one after them.
+        met = bisect_left(masks, True, key=lambda known: bool(known & mask))
+        return costs[met - 1] if met < len(masks) else FINITE
 
     def next_single(self, stage: int, mask: int, limit: float) -> float:
         """Return the least single-atom cost above the limit among the starts in the mask."""

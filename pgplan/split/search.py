@@ -200,25 +200,39 @@ def _live(table: RangeTable, caps: Sequence[float]) -> tuple[list[int], list[flo
     reached, _ = advance(table, caps)
     live, least = [reached[-1]], [FINITE] * table.num_stages
     for stage in range(table.num_stages - 1, -1, -1):
-        after, mask, left = live[-1], 0, reached[stage]
-        while left:
-            a = left.bit_length() - 1
-            left ^= 1 << a
-            b = _nearest_end(table, stage, a, after)
-            if b is not None and table.fits(stage, a, b, caps[stage]):
-                mask |= 1 << a
-                least[stage] = min(least[stage], table.cost(stage, a, b))
-            elif table.pin(stage) is None and not after & ((2 << a) - 1):
-                break  # no end is nearer for the starts before this one, and their ranges are larger
+        starts = _pinned_starts if table.pin(stage) is not None else _starts
+        mask, least[stage] = starts(table, stage, reached[stage], live[-1], caps[stage])
         live.append(mask)
     live.reverse()
     return live, least
 
 
-def _nearest_end(table: RangeTable, stage: int, start: int, ends: int) -> int | None:
-    """Return the first of the ends that a stage can have from a start, costs aside."""
-    if table.pin(stage) is None:
-        beyond = ends >> (start + 1)
-        return start + (beyond & -beyond).bit_length() if beyond else None
-    stop = table.pinned_end(stage, start)
-    return stop if stop is not None and ends >> stop & 1 else None
+def _starts(table: RangeTable, stage: int, starts: int, ends: int, cap: float) -> tuple[int, float]:
+    """Return from which starts a stage reaches one of the ends within a cap, and the least it costs there.
+
+    From each start the nearest end is the cheapest. Mostly that is the next position, which is asked for all
+    starts at once; else it is the first of a run of ends, and starts before it are tried until one is
+    too far.
+    """
+    mask = starts & ends >> 1 & table.starts(stage, cap)
+    least = table.least_of(stage, mask)
+    firsts = ends & ~(ends << 1)
+    for first in bits(firsts):
+        a = first - 2
+        while a >= 0 and not ends >> (a + 1) & 1 and table.fits(stage, a, first, cap):
+            if starts >> a & 1:
+                mask |= 1 << a
+                least = min(least, table.cost(stage, a, first))
+            a -= 1
+    return mask, least
+
+
+def _pinned_starts(table: RangeTable, stage: int, starts: int, ends: int, cap: float) -> tuple[int, float]:
+    """Return the same for a stage whose layers are pinned."""
+    mask, least = 0, FINITE
+    for a in bits(starts):
+        stop = table.pinned_end(stage, a)
+        if stop is not None and ends >> stop & 1 and table.fits(stage, a, stop, cap):
+            mask |= 1 << a
+            least = min(least, table.cost(stage, a, stop))
+    return mask, least
