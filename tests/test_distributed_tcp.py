@@ -343,7 +343,8 @@ def test_a_recorded_handshake_cannot_be_played_again() -> None:
 
 
 @pytest.mark.parametrize("body_bytes", [0, 100])
-def test_every_bit_of_a_frame_is_authenticated(body_bytes: int) -> None:
+@pytest.mark.parametrize("waits", [False, True], ids=["looks", "waits"])
+def test_every_bit_of_a_frame_is_authenticated(body_bytes: int, waits: bool) -> None:
     sender, tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     keys = bytes(32), bytes(range(32))
     link = Link(sender, 1, max_message_bytes=1 << 20, seal=Seal(sending_key=keys[0], receiving_key=keys[1]))
@@ -362,8 +363,10 @@ def test_every_bit_of_a_frame_is_authenticated(body_bytes: int) -> None:
             changed[byte] ^= 1
         wire.sendall(changed)
         wire.close()
+        heard = reader.hear(Kind.OBJECT) if waits else None
         reader.receive()
-        assert bool(reader.inbox[Kind.OBJECT]) == (byte is None), byte
+        arrived = [*reader.inbox[Kind.OBJECT], *([] if heard is None else [heard])]
+        assert [bytes(parcel.head) for parcel in arrived] == ([b"\x01"] if byte is None else []), byte
         reader.close()
 
 

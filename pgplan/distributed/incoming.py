@@ -98,6 +98,7 @@ class Incoming:
         self._descriptor_space = _DESCRIPTOR_SPACE if sock.family == socket.AF_UNIX else 0
         self._max_bytes = max_message_bytes
         self._seal = seal
+        self._tag_bytes = 0 if seal is None else seal.signature_bytes(0)
         self._clock_offset_s = clock_offset_s
         self._unparsed = b""
         self._descriptors: deque[int] = deque()
@@ -123,14 +124,26 @@ class Incoming:
         except OSError as error:
             self.ended = f"its connection broke ({error.strerror})"
             return None
-        head_bytes = len(data) - HEADER_BYTES
-        if 0 <= head_bytes <= self._max_bytes and self._seal is None and not ancillary:
+        stop = len(data) - self._tag_bytes
+        head_bytes = stop - HEADER_BYTES
+        if 0 <= head_bytes <= self._max_bytes and not ancillary:
             magic, its_kind, flags, size_bytes, body_bytes, number, sent_s = _unpack_header(data)
             if its_kind == kind and size_bytes == head_bytes and magic == MAGIC and not (flags or body_bytes):
+                if self._seal is not None and not self._is_sealed(data[:stop], data[stop:]):
+                    return None
                 sent_s -= self._clock_offset_s
-                return _new_tuple(Parcel, (kind, number, sent_s, data[HEADER_BYTES:], None, head_bytes))
+                return _new_tuple(Parcel, (kind, number, sent_s, data[HEADER_BYTES:stop], None, head_bytes))
         self.receive((data, ancillary, flags))
         return None
+
+    def _is_sealed(self, prologue: bytes, signature: bytes) -> bool:
+        """Tell whether a frame's tag is right; if it is not, nothing of the peer is listened to any more."""
+        assert self._seal is not None
+        try:
+            self._seal.check(prologue, signature)
+        except MessageError as error:
+            self.ended = _untrusted(error)
+        return self.ended is None
 
     def receive(self, came: tuple[bytes, list[tuple[int, int, bytes]], int] | None = None) -> bool:
         """Deliver what has arrived, objects to the inbox, and return whether more may come.
@@ -161,7 +174,7 @@ class Incoming:
             except OSError as error:
                 more, self.ended = False, f"its connection broke ({error.strerror})"
             except MessageError as error:
-                more, self.ended = False, f"it sent what cannot be trusted: {error}"
+                more, self.ended = False, _untrusted(error)
         while self._business:  # what comes of it is nothing that the peer has to answer for
             self._on_business(self._business.popleft())
         return self.ended is None
@@ -260,3 +273,7 @@ class Incoming:
         for parcels in self._inbox:
             parcels.clear()
         self._partial = None
+
+
+def _untrusted(error: MessageError) -> str:
+    return f"it sent what cannot be trusted: {error}"
