@@ -11,12 +11,12 @@ the plan's own split, at every tier:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from verify_table import UNITS
+from verify_table import AGAIN, SHARED, UNITS
 
 import pgplan as pg
 from pgplan.hardware import Calibration, find_calibration
@@ -52,11 +52,19 @@ def summarise(out: Path, calibration: str | None) -> dict[str, Any]:
     documents = load(out)
     misses = print_misses(documents)
     gains = print_gains(documents)
-    units = {}
+    units: dict[str, Any] = {}
+    elsewhere: list[Document] = []
     for name in UNITS:
         if others := load(out / name):
             print(f"\n{name}: calibrated on {UNITS[name]}")
             units[name] = {"misses": print_misses(others), "gains": print_gains(others)}
+            elsewhere += others.values()
+    shared = [document for document in documents.values() if tp_size_of(document) > 1]
+    again = {
+        name: planned_again(of, find_calibration(calibration))
+        for name, of in ((AGAIN, elsewhere), (SHARED, shared))
+        if calibration and of
+    }
     tiers = tiers_of(documents, calibration) if calibration else {}
     print()
     for name, row in tiers.items():
@@ -65,7 +73,7 @@ def summarise(out: Path, calibration: str | None) -> dict[str, Any]:
             f"{100 * row['nine_tenths']:5.1f} %, from {100 * row['least']:+6.1f} "
             f"to {100 * row['most']:+6.1f} %, promise kept {row['kept']}"
         )
-    return {"misses": misses, "gains": gains, "tiers": tiers, "units": units}
+    return {"misses": misses, "gains": gains, "tiers": tiers, "units": units, "again": again}
 
 
 def print_misses(documents: dict[str, Document]) -> dict[str, dict[str, float]]:
@@ -178,30 +186,50 @@ def tiers_of(documents: dict[str, Document], calibration: str) -> dict[str, dict
     for document in documents.values():
         if document.record is None:
             continue
-        found = {tier: list(predict(document.record, tier, whole)) for tier in TIERS}
+        model = document.record.plan.model
+        known = {"roofline": None, "calibrated": without(whole, model.name), "measured": whole}
+        found = {
+            tier: [miss for miss in predict(document.record, known[tier]) if miss.tier == tier]
+            for tier in TIERS
+        }
         if all(found.values()):
-            kind = "routed" if any(k.num_experts for k in document.record.plan.model.kinds) else "dense"
+            kind = "routed" if any(k.num_experts for k in model.kinds) else "dense"
             for tier, rows in found.items():
-                for phase, miss in rows:
-                    misses.setdefault(f"{tier} {kind} {phase}", []).append(miss)
+                for miss in rows:
+                    misses.setdefault(f"{tier} {kind} {miss.phase}", []).append(miss)
     return {
         name: spread([miss.miss for miss in rows]) | {"kept": sum(abs(m.miss) <= m.promised for m in rows)}
         for name, rows in sorted(misses.items())
     }
 
 
+def tp_size_of(document: Document) -> int:
+    """Return how many ranks share its stages; none of a case whose split another one has."""
+    return document.record.plan.cluster.tp_size if document.record else 0
+
+
+def planned_again(documents: Iterable[Document], whole: Calibration) -> dict[str, dict[str, float]]:
+    """Plan the stages of other runs again with what was measured elsewhere; return the misses by phase."""
+    misses: dict[str, list[float]] = {}
+    for document in documents:
+        for miss in predict(document.record, whole) if document.record else ():
+            misses.setdefault(miss.phase, []).append(miss.miss)
+    return {phase: spread(found) for phase, found in misses.items()}
+
+
 @dataclass(frozen=True)
 class Miss:
-    """Hold measured over predicted minus one, and how far the plan said it might be off."""
+    """Hold measured over predicted minus one, of a phase, and how far the tier said it might be off."""
 
+    phase: str
+    tier: str
     miss: float
     promised: float
 
 
-def predict(record: Verification, tier: str, whole: Calibration) -> Iterator[tuple[str, Miss]]:
-    """Yield phase and miss of each stage; nothing at another tier."""
+def predict(record: Verification, known: Calibration | None) -> Iterator[Miss]:
+    """Plan a record's stages again with what is known, and yield the misses of each."""
     plan = record.plan
-    known = {"roofline": None, "calibrated": without(whole, plan.model.name), "measured": whole}[tier]
     again = pg.plan(
         plan.model,
         plan.cluster,
@@ -211,9 +239,9 @@ def predict(record: Verification, tier: str, whole: Calibration) -> Iterator[tup
         calibration=known,
     )
     for planned, measured in zip(again.stages, record.stages, strict=True):
-        if planned.tier == tier:
-            yield "prefill", Miss(measured.prefill.mean_s / planned.prefill_s - 1, planned.time_error)
-            yield "decode", Miss(measured.decode.mean_s / planned.decode_s - 1, planned.time_error)
+        for phase in ("prefill", "decode"):
+            miss = getattr(measured, phase).mean_s / getattr(planned, f"{phase}_s") - 1
+            yield Miss(phase, planned.tier, miss, planned.time_error)
 
 
 def without(whole: Calibration, model: str) -> Calibration:
@@ -224,5 +252,6 @@ def without(whole: Calibration, model: str) -> Calibration:
         layers=tuple(row for row in whole.layers if row.model != model),
         ends=tuple(row for row in whole.ends if row.model != model),
         reduces=tuple(row for row in whole.reduces if row.model != model),
+        end_reduces=tuple(row for row in whole.end_reduces if row.model != model),
     )
     return extend(rest, rest)

@@ -33,9 +33,13 @@ GOALS = {
 # The folders beside the main one, and whose calibration their plans rest on.
 UNITS = {
     "own": "the GPU's own, made just before",
-    "elsewhere": "the one that ships, of another H200",
+    "elsewhere": "that of a fast H200, on another machine",
     "pp4": "the same, on a third machine; planned after the run",
 }
+# Stages planned again after the runs, and how.
+AGAIN = "the one that ships, of a usual H200: the stages above, planned again"
+SHARED = "the same: those of pp 2 x tp 2, with the exchange of embedding and head"
+PHASES = ("prefill", "decode")
 PRODUCT_GOAL = COPY_GOAL = 0.8
 # The model whose layers have a goal.
 DENSE = "llama-3.1-70b"
@@ -104,9 +108,14 @@ def units_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
     yield "| calibration | stages | prefill, from / to | decode, from / to |"
     yield "|---|---|---|---|"
     for name, text in UNITS.items():
-        phases = [summary["units"][name]["misses"][f"stage {phase}_s"] for phase in ("prefill", "decode")]
-        ranges = [f"{percent(p['least'], sign=True)} / {percent(p['most'], sign=True)}" for p in phases]
-        yield row(text, phases[0]["points"], *ranges)
+        yield unit_row(text, [summary["units"][name]["misses"][f"stage {phase}_s"] for phase in PHASES], row)
+    for text, found in summary["again"].items():
+        yield unit_row(text, [found[phase] for phase in PHASES], row)
+
+
+def unit_row(text: str, phases: Sequence[dict[str, Any]], row: Row) -> str:
+    ranges = [f"{percent(p['least'], sign=True)} / {percent(p['most'], sign=True)}" for p in phases]
+    return row(text, phases[0]["points"], *ranges)
 
 
 def layers_table(result: dict[str, Any], row: Row) -> Iterator[str]:

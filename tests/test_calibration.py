@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from pgplan.errors import CalibrationError
 from pgplan.hardware import Calibration, find_calibration
 from pgplan.hardware import calibration as calibration_module
-from pgplan.hardware.calibration_rows import AllReduceTimes, EndTimes, LayerTimes, LinkTimes, ReduceTimes
+from pgplan.hardware.calibration_rows import (
+    AllReduceTimes,
+    EndReduceTimes,
+    EndTimes,
+    LayerTimes,
+    LinkTimes,
+    ReduceTimes,
+)
 from pgplan.hardware.interpolation import Curve, Grid
 
 GRID = Grid(tokens=(1, 4, 8), contexts=(10, 100), seconds=((1.0, 2.0), (3.0, 5.0), (4.0, 9.0)))
@@ -33,6 +40,7 @@ def some(**changes: object) -> Calibration:
         reduces=(
             ReduceTimes(digest="d", kind="full, dense", model="m", tp_size=2, prefill=LINE, decode=LINE),
         ),
+        end_reduces=(EndReduceTimes(digest="e", model="m", tp_size=2, embedding=LINE, head=LINE),),
         links=LinkTimes(
             latency_s=1e-5, bandwidth=3e11, handoff=LINE, all_reduces=(AllReduceTimes(ranks=2, times=LINE),)
         ),
@@ -102,7 +110,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     some().save(path)
     assert Calibration.load(path) == some()
     assert find_calibration(str(path)) == some()
-    assert json.loads(path.read_text())["schema_version"] == 4
+    assert json.loads(path.read_text())["schema_version"] == 5
     assert [entry.name for entry in tmp_path.iterdir()] == ["h200.json"]
 
 
@@ -114,8 +122,18 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> 
 
 def test_a_file_from_before_all_reduces_were_measured_in_layers_is_read() -> None:
     data = json.loads(some().to_json())
-    del data["reduces"]
-    assert Calibration.from_json(json.dumps({**data, "schema_version": 2})) == some(reduces=())
+    del data["reduces"], data["end_reduces"]
+    read = Calibration.from_json(json.dumps({**data, "schema_version": 2}))
+    assert read == some(reduces=(), end_reduces=())
+
+
+def test_shards_of_a_head_that_sampled_from_their_own_part_alone_are_passed_over() -> None:
+    (end,) = some().ends
+    both = some(ends=(end, replace(end, tp_size=2)))
+    data = json.loads(both.to_json())
+    assert Calibration.from_json(json.dumps(data)) == both
+    del data["end_reduces"]
+    assert Calibration.from_json(json.dumps({**data, "schema_version": 4})) == some(end_reduces=())
 
 
 def test_a_file_from_before_reading_was_measured_is_read_and_names_no_rate() -> None:

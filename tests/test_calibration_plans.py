@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import pgplan as pg
+from pgplan.cost.communication import all_gather_s, all_reduce_s
 from pgplan.cost.fitting import _least_squares, fit_rates, points_of, seen_classes, with_fit
 from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.cost.rates import Rates
 from pgplan.cost.timing import Batch, by_part, embedding_work, head_work, layer_work
 from pgplan.errors import CalibrationError
-from pgplan.hardware.calibration_rows import EndTimes, LayerTimes, LinkTimes
+from pgplan.hardware.calibration_rows import EndReduceTimes, EndTimes, LayerTimes, LinkTimes, ReduceTimes
 from pgplan.hardware.interpolation import Curve, Grid
 from pgplan.model import ModelSpec
 from pgplan.verification.sizes import ON_GPU
@@ -167,6 +168,45 @@ def test_other_tensor_parallelism_is_another_measurement(llama: pg.Calibration) 
     # The layers are calibrated; what their ranks say to each other was not measured at all.
     assert found.tier == "roofline"
     assert any(part == "all-reduce" for part, _ in found.stages[0].prefill_parts)
+
+
+def test_ranks_pay_for_the_vocabulary_that_they_share() -> None:
+    cluster = pg.Cluster.uniform("H200 SXM 141GB", pp_size=2, tp_size=2)
+    found = plan(LLAMA, None, cluster=cluster)
+    first, last = (dict(stage.decode_parts) for stage in found.stages)
+    # Every layer has two all-reduces, the embedding one more; the ranks gather the logits of every request.
+    one = all_reduce_s(found.decode_batch * LLAMA.hidden_size * 2, gpu=H200, tp_size=2)
+    assert first["all-reduce"] == pytest.approx(81 * one) and "all-gather" not in first
+    assert last["all-reduce"] == pytest.approx(80 * one)
+    logits = found.decode_batch * LLAMA.vocab_size * 2
+    assert last["all-gather"] == pytest.approx(all_gather_s(logits, gpu=H200, tp_size=2))
+    alone = plan(LLAMA, None, cluster=CLUSTER)
+    assert not {"all-reduce", "all-gather"} & {
+        part for stage in alone.stages for part, _ in stage.decode_parts
+    }
+
+
+def test_what_communication_adds_to_the_ends_is_taken_where_it_was_measured() -> None:
+    cluster = pg.Cluster.uniform("H200 SXM 141GB", pp_size=2, tp_size=2)
+    curve = Curve(sizes=(1, 16384), seconds=(1e-5, 16385e-5))
+    shards = measured(LLAMA, slow_rates(), tp_size=2)
+    reduces = tuple(
+        ReduceTimes(digest=row.digest, kind=row.kind, model=row.model, tp_size=2, prefill=curve, decode=curve)
+        for row in shards.layers
+    )
+    ends = EndReduceTimes(digest=ends_digest(LLAMA), model=LLAMA.name, tp_size=2, embedding=curve, head=curve)
+    found = plan(LLAMA, replace(shards, reduces=reduces, end_reduces=(ends,)), cluster=cluster)
+    first, last = (dict(stage.decode_parts) for stage in found.stages)
+    each = curve.at(found.decode_batch)
+    assert first["all-reduce"] == pytest.approx(41 * each)
+    assert (last["all-reduce"], last["all-gather"]) == (pytest.approx(40 * each), pytest.approx(each))
+    assert found.tier == "measured"
+    estimated = plan(LLAMA, replace(shards, reduces=reduces), cluster=cluster)
+    assert estimated.tier == "roofline"
+    note = (
+        "not measured, so estimated: what embedding and head exchange; calibrate this model on 2 GPUs or more"
+    )
+    assert note in estimated.notes and not any("exchange" in note for note in found.notes)
 
 
 def test_a_mixed_cluster_has_a_tier_for_each_stage(llama: pg.Calibration) -> None:

@@ -23,7 +23,9 @@ from pgplan.launcher.backends import visible_gpus
 from pgplan.verification.calibrating import calibrate, summary
 from pgplan.verification.calibrating_rank import check_device
 from pgplan.verification.grid import Bench
+from pgplan.verification.pieces import Step
 from pgplan.verification.sizes import ON_CPU
+from pgplan.verification.stage import Contents
 
 pytestmark = pytest.mark.skipif(visible_gpus() > 0, reason="this machine has GPUs")
 
@@ -55,6 +57,9 @@ def test_every_kind_is_timed_for_every_tensor_parallelism(found: pg.Calibration)
     assert (reduces.prefill.sizes, reduces.decode.sizes) == (ON_CPU.chunks, ON_CPU.batches)
     # Single points may drown in what else the machine does.
     assert max(reduces.prefill.seconds + reduces.decode.seconds) > 0
+    (ends,) = found.end_reduces
+    assert (ends.digest, ends.tp_size, ends.head.sizes) == (found.ends[0].digest, 2, ON_CPU.rows)
+    assert max(ends.head.seconds) > 0 and "communication adds" in summary(found)
     assert found.fit is not None and found.fit.points == 2 * (6 + 6) + 6
     assert found.gpu == "CPU" and found.environment["torch"] == torch.__version__
     assert found.read_bytes_per_s is None and "TB/s" not in found.source
@@ -82,9 +87,12 @@ def test_a_plan_that_shares_layers_takes_what_was_measured_of_their_all_reduces(
     cluster = pg.Cluster.uniform(CPU, pp_size=1, tp_size=2)
     plan = pg.plan(MODEL, cluster, workload=workload, calibration=found, split="default")
     assert plan.tier == "measured"
-    (reduces,) = found.reduces
-    parts = dict(plan.stages[0].prefill_parts)
-    assert parts["all-reduce"] == pytest.approx(4 * reduces.prefill.at(plan.prefill_tokens))
+    (reduces,), (ends,) = found.reduces, found.end_reduces
+    parts, tokens = dict(plan.stages[0].prefill_parts), plan.prefill_tokens
+    expected = 4 * reduces.prefill.at(tokens) + ends.embedding.at(tokens)
+    assert parts.get("all-reduce", 0.0) == pytest.approx(expected)
+    expected = ends.head.at(plan.decode_batch)
+    assert dict(plan.stages[0].decode_parts).get("all-gather", 0.0) == pytest.approx(expected)
     without = replace(found, reduces=())
     plan = pg.plan(MODEL, cluster, workload=workload, calibration=without, split="default")
     assert plan.tier == "calibrated"
@@ -94,7 +102,7 @@ def test_a_plan_that_shares_layers_takes_what_was_measured_of_their_all_reduces(
 def test_only_the_parts_that_are_asked_for_are_measured() -> None:
     only = calibrate(MODEL, gpu_count=2, tp_sizes=[2], parts=["reduces"], timeout=150)
     assert only.links is None and only.layers == () and only.fit is None
-    assert [row.tp_size for row in only.reduces] == [2]
+    assert [row.tp_size for row in only.reduces] == [row.tp_size for row in only.end_reduces] == [2]
 
 
 @pytest.mark.slow
@@ -167,6 +175,24 @@ def test_a_layer_is_timed_on_the_steps_that_plans_are_made_for() -> None:
     assert len(seen) == 2 * (3 * 2 + 1)
     assert times.prefill.contexts == (8, 32)
     assert times.decode.error >= 0
+
+
+def test_a_shard_of_the_head_samples_from_the_whole_vocabulary() -> None:
+    bench = Bench(MODEL, torch.device("cpu"), ON_CPU, told=lambda: None)
+    contents = Contents(layers=(), embedding=True, head=False, is_first=True, is_last=True)
+    with torch.inference_mode():
+        stage = bench._stage(MODEL, contents, 2)
+        x = torch.randn((3, MODEL.hidden_size), dtype=stage.dtype)
+        assert stage.head(x).shape == (3, MODEL.vocab_size // 2)
+        assert stage.logits(x).shape == (3, MODEL.vocab_size)
+
+
+def test_what_draws_all_the_power_settles_before_it_is_timed() -> None:
+    sizes = replace(ON_CPU, settling_s=1.0, budget_s=0.1, sustained_s=0.5, sustained_decode_s=0.3)
+    light, heavy = (Step.of_chunk(tokens=tokens, prompt=1024) for tokens in (1024, 2048))
+    few, many = (Step(sequences=batch, length=1, start=100) for batch in (63, 64))
+    found = [(sizes.settling_of(step), sizes.budget_of(step)) for step in (light, heavy, few, many)]
+    assert found == [(0.0, 0.1), (1.0, 0.5), (0.0, 0.1), (1.0, 0.3)]
 
 
 @pytest.mark.slow

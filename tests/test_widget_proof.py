@@ -103,10 +103,18 @@ def test_what_was_measured_of_another_plan_is_not_shown_for_this_one(planner, on
 
 
 def test_what_gpus_showed_is_told_in_figures_that_people_read():
-    result = record_html(pg.Verification.example())
+    verification = pg.Verification.example()
+    result = record_html(verification)
     bars = re.findall(r">([^<]*) → ([^<]*)<", result)
+    rows = verification.to_frame().set_index(["what", "quantity"])
+    first = rows.loc["stage 0"]
     # In GiB and in ms, three digits each.
-    assert ("28.1", "28.1") in bars and ("175", "175") in bars and ("14.3", "14.4") in bars
+    for quantity, unit in {"weight_bytes": 2**30, "prefill_s": 1e-3, "decode_s": 1e-3}.items():
+        pair = [f"{first.loc[quantity, side] / unit:#.3g}".rstrip(".") for side in ("predicted", "measured")]
+        assert tuple(pair) in bars
     assert "weights, GiB" in result and "decode, ms" in result
-    assert "<td>28.087 GiB</td>" in result
-    assert "<td>14.29 ms</td><td>14.44 ms</td>" in result
+    assert f"<td>{first.loc['weight_bytes', 'predicted'] / 2**30:.3f} GiB</td>" in result
+    decode = "".join(
+        f"<td>{first.loc['decode_s', side] * 1e3:.2f} ms</td>" for side in ("predicted", "measured")
+    )
+    assert decode in result

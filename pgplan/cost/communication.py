@@ -33,6 +33,14 @@ def handoff_s(sent_bytes: int, link: Link, *, gpu: GPU, tp_size: int) -> float:
     return seconds
 
 
+def all_gather_s(gathered_bytes: float, *, gpu: GPU, tp_size: int) -> float:
+    """Return the seconds of a ring all-gather after which each of ``tp_size`` ranks has ``gathered_bytes``.
+
+    It is half of an all-reduce of as many bytes: ``(p - 1) / p`` of them pass each link.
+    """
+    return all_reduce_s(gathered_bytes / 2, gpu=gpu, tp_size=tp_size)
+
+
 def all_reduce_s(message_bytes: float, *, gpu: GPU, tp_size: int) -> float:
     """Return the seconds of a ring all-reduce of ``message_bytes`` over ``tp_size`` ranks.
 

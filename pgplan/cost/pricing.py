@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pgplan.codec import to_data
-from pgplan.cost.communication import all_reduce_s, handoff_s
+from pgplan.cost.communication import all_gather_s, all_reduce_s, handoff_s
 from pgplan.cost.rates import Rates, Tier, Work, roofline_error
 from pgplan.cost.timing import EMBEDDING, HEAD, Batch, Parts, by_part, embedding_work, head_work, layer_work
 from pgplan.errors import CalibrationError
 from pgplan.hardware import GPU, Calibration, Link
+from pgplan.hardware.interpolation import Curve
 from pgplan.model.spec import LayerSpec, ModelSpec, Weight
 
 TIERS: tuple[Tier, ...] = ("roofline", "calibrated", "measured")
@@ -29,6 +30,7 @@ TIERS: tuple[Tier, ...] = ("roofline", "calibrated", "measured")
 MEASURED_ERROR = 0.05
 CALIBRATED_ERROR = 0.05
 ALL_REDUCE = "all-reduce"
+ALL_GATHER = "all-gather"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,9 @@ class Pricer:
             calibration.reduce(layer_digest(kind), tp_size=tp_size) if calibration else None
             for kind in model.kinds
         ]
-        self._ends = calibration.end(ends_digest(model), tp_size=tp_size) if calibration else None
+        ends = ends_digest(model)
+        self._ends = calibration.end(ends, tp_size=tp_size) if calibration else None
+        self._end_reduces = calibration.end_reduce(ends, tp_size=tp_size) if calibration else None
 
     def take_notes(self) -> tuple[str, ...]:
         """Return why prices since the last call are of a weaker tier than the calibration could give."""
@@ -130,7 +134,7 @@ class Pricer:
         )
 
     def embedding(self, batch: Batch) -> Price:
-        """Price the look-up of a batch's tokens."""
+        """Price the look-up of a batch's tokens, without communication."""
         usual = self._estimate(embedding_work(self.model, batch))
         if self._ends is None:
             return usual
@@ -138,7 +142,7 @@ class Pricer:
         return self._measured(lambda: curve.at(batch.tokens), curve.error, usual, EMBEDDING)
 
     def head(self, batch: Batch) -> Price:
-        """Price final norm, head and sampler of a batch: one row for each of its sequences."""
+        """Price final norm, head and sampler of a batch, without communication: one row for each sequence."""
         usual = self._estimate(head_work(self.model, batch.sequences, batch, tp_size=self.tp_size))
         if self._ends is None:
             return usual
@@ -154,7 +158,11 @@ class Pricer:
         spec, times = self.model.kinds[kind], self._reduces[kind]
         count = sum((spec.attention is not None, spec.state is not None, spec.has_mlp))
         message_bytes = batch.tokens * self.model.hidden_size * batch.element_bytes
-        usual = self._usual_reduces(count, message_bytes)
+        usual = self._usual(
+            ALL_REDUCE,
+            count * all_reduce_s(message_bytes, gpu=self.gpu, tp_size=self.tp_size),
+            read=lambda curve: count * curve.at(message_bytes),
+        )
         if times is None:
             return usual
         phase = "decode" if batch.decode else "prefill"
@@ -162,15 +170,52 @@ class Pricer:
         what = f"all-reduces in {phase} of {spec.kind} layers"
         return self._measured(lambda: curve.at(batch.tokens), curve.error, usual, what)
 
-    def _usual_reduces(self, count: int, message_bytes: int) -> Price:
-        """Price all-reduces by those between products, or by the links' data sheet."""
-        seconds = all_reduce_s(message_bytes, gpu=self.gpu, tp_size=self.tp_size)
-        usual = Price(parts=((ALL_REDUCE, count * seconds),), tier="roofline", error=self._error)
+    def embedding_reduce(self, batch: Batch) -> Price:
+        """Price the all-reduce after the look-up, in which each rank found the tokens of its vocabulary."""
+        message_bytes = batch.tokens * self.model.hidden_size * batch.element_bytes
+        usual = self._usual(
+            ALL_REDUCE,
+            all_reduce_s(message_bytes, gpu=self.gpu, tp_size=self.tp_size),
+            read=lambda curve: curve.at(message_bytes),
+        )
+        if self._end_reduces is None:
+            return self._unshared(usual)
+        curve = self._end_reduces.embedding
+        return self._measured(
+            lambda: curve.at(batch.tokens), curve.error, usual, f"{ALL_REDUCE} of {EMBEDDING}"
+        )
+
+    def head_gather(self, batch: Batch) -> Price:
+        """Price the all-gather of the logits, from which each rank samples."""
+        gathered_bytes = batch.sequences * self.model.vocab_size * batch.element_bytes
+        usual = self._usual(
+            ALL_GATHER,
+            all_gather_s(gathered_bytes, gpu=self.gpu, tp_size=self.tp_size),
+            # Half of what an all-reduce of as many bytes sends.
+            read=lambda curve: curve.at(gathered_bytes / 2),
+        )
+        if self._end_reduces is None:
+            return self._unshared(usual)
+        curve = self._end_reduces.head
+        return self._measured(
+            lambda: curve.at(batch.sequences), curve.error, usual, f"{ALL_GATHER} of {HEAD}"
+        )
+
+    def _unshared(self, usual: Price) -> Price:
+        """Take the estimate, and say so where the layers were measured and this alone was not."""
+        if all(self._layers) and all(self._reduces):
+            ranks = f"{self.tp_size} GPUs or more"
+            self._notes[f"what embedding and head exchange; calibrate this model on {ranks}"] = None
+        return usual
+
+    def _usual(self, what: str, seconds: float, *, read: Callable[[Curve], float]) -> Price:
+        """Price communication by all-reduces between products, or by the links' data sheet."""
+        usual = Price(parts=((what, seconds),), tier="roofline", error=self._error)
         measured = {row.ranks: row.times for row in self._links.all_reduces} if self._links else {}
         if self.tp_size not in measured:
             return usual
         curve = measured[self.tp_size]
-        found = self._measured(lambda: count * curve.at(message_bytes), curve.error, usual, "all-reduce")
+        found = self._measured(lambda: read(curve), curve.error, usual, what)
         if found is usual:
             return usual
         return replace(found, tier="calibrated", error=max(CALIBRATED_ERROR, curve.error))

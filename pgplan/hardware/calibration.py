@@ -12,15 +12,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from pgplan.codec import from_data, to_data
 from pgplan.errors import CalibrationError, HardwareError, PlanError
-from pgplan.hardware.calibration_rows import EndTimes, LayerTimes, LinkTimes, ReduceTimes
+from pgplan.hardware.calibration_rows import EndReduceTimes, EndTimes, LayerTimes, LinkTimes, ReduceTimes
 from pgplan.hardware.gpu import find_gpu
 
-SCHEMA_VERSION = 4
-# What the second lacks is what all-reduces add to a layer; the third, how fast the GPU reads.
-_READABLE = (2, 3, SCHEMA_VERSION)
+SCHEMA_VERSION = 5
+# What the second lacks is what all-reduces add to a layer; the third, how fast the GPU reads; the fourth,
+# what communication adds to embedding and head, and shards of a head that sample from the whole vocabulary.
+_READABLE = (2, 3, 4, SCHEMA_VERSION)
+
+_Row = TypeVar("_Row", bound=LayerTimes | EndTimes | ReduceTimes | EndReduceTimes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,7 @@ class Calibration:
         layers: The times of each kind of layer, for each ``tp_size``.
         ends: Those of embedding and head.
         reduces: What all-reduces add to each kind of layer, for each ``tp_size`` that was run as such.
+        end_reduces: What communication adds to embedding and head, the same.
         links: Those of moving tensors; ``None``: measured on one device.
         fit: Efficiencies for other models; ``None``: none were fitted.
         read_bytes_per_s: How fast the GPU (of several their mean) read weights in a product of one row, by
@@ -102,6 +107,7 @@ class Calibration:
     layers: tuple[LayerTimes, ...] = ()
     ends: tuple[EndTimes, ...] = ()
     reduces: tuple[ReduceTimes, ...] = ()
+    end_reduces: tuple[EndReduceTimes, ...] = ()
     links: LinkTimes | None = None
     fit: Fit | None = None
     read_bytes_per_s: float | None = None
@@ -118,15 +124,19 @@ class Calibration:
 
     def layer(self, digest: str, *, tp_size: int) -> LayerTimes | None:
         """Return the times of a kind of layer, if it was measured."""
-        return next((row for row in self.layers if (row.digest, row.tp_size) == (digest, tp_size)), None)
+        return _of(self.layers, digest, tp_size)
 
     def end(self, digest: str, *, tp_size: int) -> EndTimes | None:
         """Return the times of embedding and head, if they were measured."""
-        return next((row for row in self.ends if (row.digest, row.tp_size) == (digest, tp_size)), None)
+        return _of(self.ends, digest, tp_size)
 
     def reduce(self, digest: str, *, tp_size: int) -> ReduceTimes | None:
         """Return what all-reduces add to a kind of layer, if it was measured."""
-        return next((row for row in self.reduces if (row.digest, row.tp_size) == (digest, tp_size)), None)
+        return _of(self.reduces, digest, tp_size)
+
+    def end_reduce(self, digest: str, *, tp_size: int) -> EndReduceTimes | None:
+        """Return what communication adds to embedding and head, if it was measured."""
+        return _of(self.end_reduces, digest, tp_size)
 
     def merge(self, other: Calibration) -> Calibration:
         """Add what ``other`` measured; where both did, ``other`` holds. The fit must be made anew.
@@ -139,16 +149,14 @@ class Calibration:
                 f"calibrations of one device can be merged, got {self.gpu} and {other.gpu}; "
                 "keep a file for each"
             )
-        layers = {(row.digest, row.tp_size): row for row in (*self.layers, *other.layers)}
-        ends = {(row.digest, row.tp_size): row for row in (*self.ends, *other.ends)}
-        reduces = {(row.digest, row.tp_size): row for row in (*self.reduces, *other.reduces)}
         return replace(
             other,
             date=max(self.date, other.date),
             models=tuple(dict.fromkeys((*self.models, *other.models))),
-            layers=tuple(layers.values()),
-            ends=tuple(ends.values()),
-            reduces=tuple(reduces.values()),
+            layers=_joined(self.layers, other.layers),
+            ends=_joined(self.ends, other.ends),
+            reduces=_joined(self.reduces, other.reduces),
+            end_reduces=_joined(self.end_reduces, other.end_reduces),
             links=other.links or self.links,
             fit=None,
             read_bytes_per_s=other.read_bytes_per_s or self.read_bytes_per_s,
@@ -181,7 +189,10 @@ class Calibration:
                 "calibrate again"
             )
         try:
-            return from_data(cls, data, where="calibration")
+            found = from_data(cls, data, where="calibration")
+            if version < 5:
+                found = replace(found, ends=tuple(row for row in found.ends if row.tp_size == 1))
+            return found
         except CalibrationError:
             raise
         except PlanError as error:
@@ -238,6 +249,18 @@ def find_calibration(name: str | Path) -> Calibration:
         f"calibration {name!r} is neither a file nor one that ships with pgplan ({known}); "
         "make one with 'pgplan calibrate MODEL -o FILE.json'"
     )
+
+
+def _of(rows: Iterable[_Row], digest: str, tp_size: int) -> _Row | None:
+    return next((row for row in rows if (row.digest, row.tp_size) == (digest, tp_size)), None)
+
+
+def _joined(known: Iterable[_Row], new: Iterable[_Row]) -> tuple[_Row, ...]:
+    """Put rows together; of what both have, the new one holds."""
+    rows: dict[tuple[str, int], _Row] = {}
+    for row in (*known, *new):
+        rows[row.digest, row.tp_size] = row
+    return tuple(rows.values())
 
 
 def _shipped() -> Iterable[tuple[str, str]]:

@@ -30,14 +30,14 @@ class LayerTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndTimes:
-    """Hold the times of what stands before and after a model's layers, on one rank.
+    """Hold the times of what stands before and after a model's layers, on one rank, without communication.
 
     Args:
         digest: Of the shapes of embedding and head (``pgplan.cost.pricing.ends_digest``).
         model: The model that they were measured in, for readers.
         tp_size: Ranks that share them.
         embedding: Looking up a number of tokens.
-        head: Final norm, head and sampling of a number of rows.
+        head: Final norm, head and sampling of a number of rows; each rank samples from the whole vocabulary.
     """
 
     digest: str
@@ -70,6 +70,27 @@ class ReduceTimes:
     tp_size: int
     prefill: Curve
     decode: Curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndReduceTimes:
+    """Hold what communication among ``tp_size`` ranks adds to a model's embedding and head.
+
+    The ranks sum up the rows that each of them found in its part of the vocabulary, and gather all logits.
+
+    Args:
+        digest: Of the shapes of embedding and head, as in ``EndTimes``.
+        model: The model that they were measured in, for readers.
+        tp_size: Ranks that share them.
+        embedding: Seconds over the tokens that are looked up.
+        head: Seconds over the rows that are sampled from.
+    """
+
+    digest: str
+    model: str
+    tp_size: int
+    embedding: Curve
+    head: Curve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

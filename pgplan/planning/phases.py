@@ -69,8 +69,8 @@ def make_phase(model: ModelSpec, cluster: Cluster, pricers: dict[GPU, Pricer], b
         (gpu, link): _exact_s(pricers[gpu].handoff(sent, link, is_own=cluster.link is None))
         for gpu, link in dict.fromkeys(arrivals)
     }
-    first = {gpu: _exact(pricer.embedding(batch)) for gpu, pricer in pricers.items()}
-    last = {gpu: _exact(pricer.head(batch)) for gpu, pricer in pricers.items()}
+    first = {gpu: _embedding_price(pricer, batch) for gpu, pricer in pricers.items()}
+    last = {gpu: _head_price(pricer, batch) for gpu, pricer in pricers.items()}
     return PhaseTimes(
         batch=batch,
         layers=layers,
@@ -110,11 +110,24 @@ def _exact(price: Price) -> Price:
 def _layer_price(pricer: Pricer, kind: int, batch: Batch) -> Price:
     """Price a layer with its communication."""
     compute = pricer.layer(kind, batch)
-    if pricer.tp_size == 1:
-        return _exact(compute)
-    reduces = pricer.all_reduces(kind, batch)
-    tier, error = weakest([(compute, 1), (reduces, 1)])
-    return _exact(Price(parts=compute.parts + reduces.parts, tier=tier, error=error))
+    return _exact(compute if pricer.tp_size == 1 else _both(compute, pricer.all_reduces(kind, batch)))
+
+
+def _embedding_price(pricer: Pricer, batch: Batch) -> Price:
+    """Price the embedding with its communication."""
+    compute = pricer.embedding(batch)
+    return _exact(compute if pricer.tp_size == 1 else _both(compute, pricer.embedding_reduce(batch)))
+
+
+def _head_price(pricer: Pricer, batch: Batch) -> Price:
+    """Price final norm, head and sampler with their communication."""
+    compute = pricer.head(batch)
+    return _exact(compute if pricer.tp_size == 1 else _both(compute, pricer.head_gather(batch)))
+
+
+def _both(compute: Price, communication: Price) -> Price:
+    tier, error = weakest([(compute, 1), (communication, 1)])
+    return Price(parts=compute.parts + communication.parts, tier=tier, error=error)
 
 
 def pricers_for(model: ModelSpec, cluster: Cluster, calibration: Calibration | None) -> dict[GPU, Pricer]:

@@ -15,7 +15,7 @@ from pgplan.cost.fitting import with_fit
 from pgplan.cost.sharding import check_tp_size
 from pgplan.errors import BackendError, HardwareError, ModelError
 from pgplan.hardware import Calibration, cpu_device, find_gpu, known_gpu
-from pgplan.hardware.calibration_rows import EndTimes, LayerTimes, ReduceTimes
+from pgplan.hardware.calibration_rows import EndReduceTimes, EndTimes, LayerTimes, ReduceTimes
 from pgplan.launcher import Event, launch
 from pgplan.launcher.backends import Backend, visible_gpus
 from pgplan.launcher.show import Show
@@ -83,7 +83,7 @@ def calibrate(
         most = f" and at most the {gpus} there are" if gpus else ""
         raise BackendError(f"gpu_count must be at least 1{most}, got {ranks}; leave it out for all")
     sizes = (QUICK if quick else ON_GPU) if gpus else ON_CPU
-    shared = (replace(SHARED, sustained_s=0.3) if quick else SHARED) if gpus else ON_CPU
+    shared = (replace(SHARED, settling_s=QUICK.settling_s) if quick else SHARED) if gpus else ON_CPU
     backend: Backend = "nccl" if gpus else "gloo"
     if known is not None and (known.device == "CPU") == bool(gpus):
         check_device(known.gpu, "a GPU" if gpus else cpu_device().name)
@@ -138,6 +138,7 @@ def _gathered(model: ModelSpec, rows: Sequence[dict[str, Any]]) -> Calibration:
         ends=tuple(sorted((end for row in found for end in row.ends), key=_order)),
         # The first rank takes part in every group.
         reduces=tuple(sorted(found[0].reduces, key=_order)),
+        end_reduces=tuple(sorted(found[0].end_reduces, key=_order)),
         # All ranks learn the slowest one's times.
         links=next((row.links for row in found if row.links is not None), None),
         # Of several GPUs each timed a share of the layers.
@@ -150,7 +151,7 @@ def _mean(values: list[float]) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _order(row: LayerTimes | EndTimes | ReduceTimes) -> tuple[str, int]:
+def _order(row: LayerTimes | EndTimes | ReduceTimes | EndReduceTimes) -> tuple[str, int]:
     return row.digest, row.tp_size
 
 
@@ -191,6 +192,12 @@ def summary(calibration: Calibration) -> str:
         lines.append(
             f"{shared.kind}, tp {shared.tp_size}: all-reduces add {chunk} to a chunk of "
             f"{shared.prefill.sizes[-1]} tokens and {step} to a step of {shared.decode.sizes[-1]} requests"
+        )
+    for ends in calibration.end_reduces:
+        found, sampled = (f"{1e6 * curve.seconds[-1]:.0f} us" for curve in (ends.embedding, ends.head))
+        lines.append(
+            f"{ends.model}, tp {ends.tp_size}: communication adds {found} to the embedding of "
+            f"{ends.embedding.sizes[-1]} tokens and {sampled} to sampling {ends.head.sizes[-1]} rows"
         )
     links = calibration.links
     if links is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pgplan.codec import from_data, to_data
 from pgplan.errors import CalibrationError
 from pgplan.hardware import known_gpu
-from pgplan.hardware.calibration_rows import EndTimes, LayerTimes, LinkTimes, ReduceTimes
+from pgplan.hardware.calibration_rows import EndReduceTimes, EndTimes, LayerTimes, LinkTimes, ReduceTimes
 from pgplan.launcher import Worker
 from pgplan.model import ModelSpec
 from pgplan.verification.grid import Bench
@@ -38,6 +38,7 @@ class Found:
     layers: tuple[LayerTimes, ...]
     ends: tuple[EndTimes, ...]
     reduces: tuple[ReduceTimes, ...]
+    end_reduces: tuple[EndReduceTimes, ...]
     links: LinkTimes | None
     read_bytes_per_s: float | None
 
@@ -68,9 +69,11 @@ def calibrate_rank(
         # First, while all ranks are at the same place: later they are done at different times.
         several = worker.world_size > 1
         links = _links(worker, spec) if several and "links" in parts else None
-        reduces: list[ReduceTimes] = []
-        if several and "reduces" in parts:
-            reduces = _reduces(worker, spec, tp_sizes, from_data(Sizes, shared, where="shared"))
+        reduces, end_reduces = (
+            _reduces(worker, spec, tp_sizes, from_data(Sizes, shared, where="shared"))
+            if several and "reduces" in parts
+            else ([], [])
+        )
         layers: list[LayerTimes] = []
         ends: list[EndTimes] = []
         if "layers" in parts:
@@ -83,6 +86,7 @@ def calibrate_rank(
         layers=tuple(layers),
         ends=tuple(ends),
         reduces=tuple(reduces),
+        end_reduces=tuple(end_reduces),
         links=links,
         read_bytes_per_s=read_bytes_per_s,
     )
@@ -121,7 +125,9 @@ def _links(worker: Worker, model: ModelSpec) -> LinkTimes:
     return measure_links(worker, model)
 
 
-def _reduces(worker: Worker, model: ModelSpec, tp_sizes: list[int], sizes: Sizes) -> list[ReduceTimes]:
+def _reduces(
+    worker: Worker, model: ModelSpec, tp_sizes: list[int], sizes: Sizes
+) -> tuple[list[ReduceTimes], list[EndReduceTimes]]:
     worker.phase("all-reduces")
     points = itertools.count(1)
     return measure_reduces(worker, model, tp_sizes, sizes, told=lambda: worker.progress(next(points)))

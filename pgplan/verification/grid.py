@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pgplan.cost.pricing import ends_digest, layer_digest
@@ -19,7 +20,7 @@ from pgplan.model.spec import ModelSpec
 from pgplan.verification.figures import Spread
 from pgplan.verification.memory import DeviceMemory
 from pgplan.verification.passes import Pass, capture, times_s
-from pgplan.verification.pieces import Step, as_it_is
+from pgplan.verification.pieces import Step
 from pgplan.verification.shards import Shards
 from pgplan.verification.sizes import Sizes
 from pgplan.verification.stage import Contents, Stage
@@ -89,6 +90,18 @@ class Bench:
 
     def ends(self, *, tp_size: int) -> EndTimes:
         """Time embedding and head."""
+        embed, sample = self.end_work(tp_size)
+        tokens = tuple(sorted({*self.sizes.rows, *self.sizes.chunks}))
+        return EndTimes(
+            digest=ends_digest(self.model),
+            model=self.model.name,
+            tp_size=tp_size,
+            embedding=timed_curve(tokens, embed),
+            head=timed_curve(self.sizes.rows, sample),
+        )
+
+    def end_work(self, tp_size: int) -> tuple[Callable[[int], float], Callable[[int], float]]:
+        """Build embedding and head, and return what times them, over tokens and over sampled rows."""
         import torch
 
         self._memory.release()
@@ -106,14 +119,7 @@ class Bench:
                 lambda: stage.sample(stage.normalise(streams[0][:rows], streams[1][:rows]))
             )
 
-        tokens = tuple(sorted({*self.sizes.rows, *self.sizes.chunks}))
-        return EndTimes(
-            digest=ends_digest(self.model),
-            model=self.model.name,
-            tp_size=tp_size,
-            embedding=timed_curve(tokens, embed),
-            head=timed_curve(self.sizes.rows, sample),
-        )
+        return embed, sample
 
     def pool(self, stage: Stage, steps: Sequence[Step]) -> torch.Tensor:
         """Take the memory that the KV cache of any of some steps needs."""
@@ -128,7 +134,9 @@ class Bench:
         work = Pass(stage, stage.make_cache(pool, rows=step.sequences, tokens=tokens), step)
         if self._memory.on_gpu:
             work.capture()
-        return self._warm_s(work.run, budget_s=self.sizes.budget_of(step))
+        return self._warm_s(
+            work.run, budget_s=self.sizes.budget_of(step), settling_s=self.sizes.settling_of(step)
+        )
 
     def stack(self, kind: int, tp_size: int) -> tuple[Stage, int]:
         """Build some layers of one kind, as many as leave room for their cache."""
@@ -153,7 +161,9 @@ class Bench:
     def _stage(self, model: ModelSpec, contents: Contents, tp_size: int) -> Stage:
         depth = self.model.num_layers
         shards = Shards(tp_size=tp_size, tp_rank=self.tp_rank, device=self.device, depth=depth)
-        return Stage(model, contents, shards, reduce=self.reduce, gather=as_it_is)
+        return Stage(
+            model, contents, shards, reduce=self.reduce, gather=partial(self.gather, tp_size=tp_size)
+        )
 
     @property
     def tp_rank(self) -> int:
@@ -163,6 +173,10 @@ class Bench:
     def reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Leave a partial sum as it is: what ranks say to each other is timed apart."""
         return tensor
+
+    def gather(self, tensor: torch.Tensor, *, tp_size: int) -> torch.Tensor:
+        """Stand in for the logits of all ranks, from which each samples, by this one's."""
+        return tensor.repeat(1, tp_size) if tp_size > 1 else tensor
 
     def most(self, value: float) -> float:
         """Return the largest value of all ranks that measure the same."""
@@ -187,11 +201,14 @@ class Bench:
         graphed = capture(run, self.device).replay if self._memory.on_gpu else run
         return self._warm_s(graphed, budget_s=self.sizes.budget_s)
 
-    def _warm_s(self, run: Callable[[], object], *, budget_s: float) -> float:
+    def _warm_s(self, run: Callable[[], object], *, budget_s: float, settling_s: float = 0.0) -> float:
         """Return the seconds of a run that is warm: the mean, on a CPU that others use too the least."""
         for repeats in (2, 2):
             once_s = min(times_s(run, self.device, repeats=repeats))
-        repeats = max(_FEWEST, min(_MOST, int(budget_s / self.most(once_s))))
+        once_s = self.most(once_s)
+        if settling := int(settling_s / once_s):
+            times_s(run, self.device, repeats=settling)
+        repeats = max(_FEWEST, min(_MOST, int(budget_s / once_s)))
         seconds = times_s(run, self.device, repeats=repeats)
         return Spread.of(seconds).mean_s if self._memory.on_gpu else min(seconds)
 

@@ -1,8 +1,8 @@
-"""Time what the all-reduces among the ranks of a stage add to a layer: the layer with them, and without.
+"""Time what communication among the ranks of a stage adds to a layer, and to embedding and head.
 
-Both are the model's own layer at its own sizes, on the same ranks, one after the other, so that what is left
-is what an engine's layer pays for being shared: the messages, the waits for the slower rank, and what a GPU
-at the limit of its power gains by resting meanwhile.
+They are timed with it and without: the model's own at its own sizes, on the same ranks, one after the other,
+so that what is left is what an engine pays for sharing them: the messages, the waits for the slower rank, and
+what a GPU at the limit of its power gains by resting meanwhile.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pgplan.cost.pricing import layer_digest
+from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.distributed.tensor_plane import TensorPlane
-from pgplan.hardware.calibration_rows import ReduceTimes
+from pgplan.distributed.tensor_split import gather_along_last_dim
+from pgplan.hardware.calibration_rows import EndReduceTimes, ReduceTimes
 from pgplan.launcher import Worker
 from pgplan.model.spec import ModelSpec
 from pgplan.verification.grid import Bench
@@ -30,8 +31,8 @@ _LONGEST_WAIT_S = 600.0
 
 def measure_reduces(
     worker: Worker, model: ModelSpec, tp_sizes: Sequence[int], sizes: Sizes, *, told: Callable[[], object]
-) -> list[ReduceTimes]:
-    """Measure every kind of layer, each ``tp_size`` among the first ranks of a run; the others wait.
+) -> tuple[list[ReduceTimes], list[EndReduceTimes]]:
+    """Measure layers, embedding and head, each ``tp_size`` among the first ranks of a run; the others wait.
 
     Args:
         worker: The rank's process.
@@ -40,19 +41,20 @@ def measure_reduces(
         sizes: At which sizes, of the longest prompt and context.
         told: Called after each point.
     """
-    found = []
+    layers, ends = [], []
     with TensorPlane(worker.group, backend=worker.backend or "gloo", device=worker.device) as plane:
         for tp_size in tp_sizes:
             if worker.rank < tp_size <= worker.world_size and tp_size > 1:
                 bench = SharedBench(model, plane.group(range(tp_size)), sizes, told=told)
-                found += [bench.reduces(kind) for kind in range(len(model.kinds))]
+                layers += [bench.reduces(kind) for kind in range(len(model.kinds))]
+                ends.append(bench.end_reduces())
         # The others may wait for minutes.
         plane.metadata.barrier(timeout=_LONGEST_WAIT_S)
-    return found
+    return layers, ends
 
 
 class SharedBench(Bench):
-    """Time layers that the ranks of a group share; all of them do the same.
+    """Time layers, embedding and head that the ranks of a group share; all of them do the same.
 
     Args:
         model: The model.
@@ -65,7 +67,7 @@ class SharedBench(Bench):
         self, model: ModelSpec, group: TensorGroup, sizes: Sizes, *, told: Callable[[], object]
     ) -> None:
         super().__init__(model, group.plane.device, sizes, told=told)
-        self._group, self._reduces = group, False
+        self._group, self._shares = group, False
 
     def reduces(self, kind: int) -> ReduceTimes:
         """Time one kind of layer (an index) with its all-reduces, less the same without."""
@@ -77,13 +79,7 @@ class SharedBench(Bench):
         pool = self.pool(stage, [*chunks.values(), *steps.values()])
 
         def added_s(step: Step) -> float:
-            seconds = []
-            # Without before and after: a GPU slows down for seconds until it has settled.
-            for self._reduces in (False, True, False):
-                self._told()
-                seconds.append(self.pass_s(stage, pool, step))
-            before, reduced, after = seconds
-            return max(0.0, reduced - (before + after) / 2) / layers
+            return self._added_s(lambda: self.pass_s(stage, pool, step)) / layers
 
         spec = self.model.kinds[kind]
         return ReduceTimes(
@@ -95,6 +91,29 @@ class SharedBench(Bench):
             decode=curve_of(tuple(steps), lambda size: added_s(steps[size])),
         )
 
+    def end_reduces(self) -> EndReduceTimes:
+        """Time embedding and head with their communication, less the same without."""
+        embed, sample = self.end_work(self._group.size)
+        return EndReduceTimes(
+            digest=ends_digest(self.model),
+            model=self.model.name,
+            tp_size=self._group.size,
+            embedding=curve_of(
+                tuple(sorted({*self.sizes.rows, *self.sizes.chunks})),
+                lambda tokens: self._added_s(lambda: embed(tokens)),
+            ),
+            head=curve_of(self.sizes.rows, lambda rows: self._added_s(lambda: sample(rows))),
+        )
+
+    def _added_s(self, seconds: Callable[[], float]) -> float:
+        """Return how much longer something takes with communication than without, before and after."""
+        taken = []
+        for self._shares in (False, True, False):
+            self._told()
+            taken.append(seconds())
+        before, shared, after = taken
+        return max(0.0, shared - (before + after) / 2)
+
     @property
     def tp_rank(self) -> int:
         """Say which of the ranks this is."""
@@ -102,7 +121,13 @@ class SharedBench(Bench):
 
     def reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, where that is what is timed."""
-        return self._group.all_reduce(tensor) if self._reduces else tensor
+        return self._group.all_reduce(tensor) if self._shares else tensor
+
+    def gather(self, tensor: torch.Tensor, *, tp_size: int) -> torch.Tensor:
+        """Join the logits of the ranks, where that is what is timed."""
+        if self._shares:
+            return gather_along_last_dim(tensor, self._group)
+        return super().gather(tensor, tp_size=tp_size)
 
     def most(self, value: float) -> float:
         """Return the largest value of all ranks: they repeat as often, and build as many layers."""
