@@ -108,6 +108,8 @@ def test_a_cut_is_moved_with_the_keyboard(planner: PlannerPage) -> None:
 
 
 def test_a_wrong_split_is_told_beside_its_field_and_the_picture_stays(planner: PlannerPage) -> None:
+    # What the picture tells under the pointer comes once the user rests.
+    expect(planner.page.locator(".pgplan-old")).to_have_count(0)
     before = planner.find("picture").inner_html()
     planner.type("split", "20,20,20,21")
     alert = planner.find("message-split").get_by_role("alert")
