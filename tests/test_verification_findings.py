@@ -97,7 +97,7 @@ def said(record: Verification) -> list[str]:
 
 def test_a_record_says_how_fast_each_stage_reads() -> None:
     plain = replace(rated(4.123e12, 4.3e12), plan=replace(PLAN, notes=()))
-    assert said(plain) == ["weights are read at 4.12, 4.30 TB/s on stages 0, 1"]
+    assert said(plain) == ["weights are read at 4.12 and 4.30 TB/s on stages 0 and 1"]
     assert said(replace(plain, stages=rated(None, 4.3e12).stages)) == [
         "weights are read at 4.30 TB/s on stage 1"
     ]
@@ -110,8 +110,8 @@ def test_a_record_says_beside_it_what_the_times_of_the_plan_rest_on() -> None:
     plan = pg.plan(PLAN.model, PLAN.cluster, workload=PLAN.workload, split=PLAN.split, calibration=known)
     (text,) = said(replace(rated(4.1e12, 4.3e12), plan=plan))
     assert text == (
-        "weights are read at 4.10, 4.30 TB/s on stages 0, 1; times rest on NVIDIA H200 (reads 4.25 TB/s), "
-        + known.source.partition(", ")[2]
+        "weights are read at 4.10 and 4.30 TB/s on stages 0 and 1; "
+        "times rest on NVIDIA H200 (reads 4.25 TB/s), " + known.source.partition(", ")[2]
     )
 
 

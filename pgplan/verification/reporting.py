@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pgplan.verification.comparing import is_emulated, measured_parts
 from pgplan.verification.memory import readable_bytes
@@ -57,7 +57,7 @@ def _limits(record: Verification) -> Iterator[str]:
             f"{100 * (max(busy) * len(busy) / sum(busy) - 1):.1f} % above the average"
         )
         if measured is not None:
-            idle = ", ".join(f"{100 * share:.0f}" for share in measured.idle)
+            idle = _listed(f"{100 * share:.0f}" for share in measured.idle)
             text += (
                 f"; with {measured.microbatches} microbatches in flight one leaves every "
                 f"{measured.period_s * 1e3:.2f} ms ({measured.tokens_per_s:,.0f} tokens/s), "
@@ -71,9 +71,9 @@ def _reading(record: Verification) -> Iterator[str]:
     rates = {row.stage: row.read_bytes_per_s for row in record.stages if row.read_bytes_per_s is not None}
     if not rates:
         return
-    told = ", ".join(f"{rate / 1e12:.2f}" for rate in rates.values())
+    told = _listed(f"{rate / 1e12:.2f}" for rate in rates.values())
     where = "stage" if len(rates) == 1 else "stages"
-    text = f"weights are read at {told} TB/s on {where} {', '.join(map(str, rates))}"
+    text = f"weights are read at {told} TB/s on {where} {_listed(map(str, rates))}"
     basis = next((note for note in record.plan.notes if note.startswith("times rest on")), None)
     yield f"{text}; {basis.partition(': ')[0]}" if basis else text
 
@@ -127,3 +127,9 @@ def _readable(value: float, quantity: str) -> str:
     if quantity.endswith("_bytes"):
         return readable_bytes(value)
     return f"{value * 1e3:.3f} ms"
+
+
+def _listed(figures: Iterable[str]) -> str:
+    """Join figures as in a sentence; a comma alone between two would be read as a decimal one."""
+    told = list(figures)
+    return " and ".join([", ".join(told[:-1]), told[-1]]) if len(told) > 1 else "".join(told)
