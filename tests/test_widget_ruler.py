@@ -16,7 +16,7 @@ from pgplan.model import load_model
 from pgplan.model.spec import AttentionKind
 from pgplan.model.state import StateKind
 from pgplan.planning import Plan, plan
-from pgplan.planning.record import StagePlan
+from pgplan.planning.stage_plan import StagePlan
 from pgplan.view.numbers import milliseconds
 from pgplan.view.picture import make_picture
 from pgplan.widgets.ruler import make_ruler, ruler_state

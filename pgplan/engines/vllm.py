@@ -6,7 +6,6 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from pgplan.cost.sharding import rank_bytes, rank_shape
 from pgplan.engines.base import (
     Engine,
     EngineSettings,
@@ -31,6 +30,7 @@ from pgplan.engines.vllm_kv import VLLMKVRule
 from pgplan.engines.vllm_log import VLLM_LOG
 from pgplan.engines.vllm_placement import NO_PIPELINE, vllm_placement
 from pgplan.engines.vllm_state import block_beside_state, states_per_request, with_state
+from pgplan.engines.vllm_weights import bytes_beside_weights
 from pgplan.errors import EngineError
 from pgplan.hardware import GPU, Cluster
 from pgplan.model.spec import LayerSpec, ModelSpec
@@ -201,21 +201,8 @@ class VLLM(Engine):
         return chunked_microbatches(workload, settings, pp_size=pp_size, limit=settings.max_num_seqs)
 
     def derived_bytes(self, layer: LayerSpec, *, tp_size: int, element_bytes: int) -> int:
-        """Return what vLLM keeps beside the weights of a layer.
-
-        Decode multiplies with a 16-bit copy of a quantized MLA up-projection; an unquantized one is only
-        viewed (``MLACommonImpl.process_weights_after_loading``). An indexer's key projection is widened to
-        16 bits. Fused projections have room for keys and values also where these are made from keys, or
-        taken from another layer (``gemma4.py``).
-        """
-        total = 0
-        for weight in layer.weights:
-            rows, cols = rank_shape(weight, tp_size=tp_size)
-            if weight.name.endswith("kv_b_proj") and weight.storage.bits < 16:
-                total += rows * cols * element_bytes
-            elif weight.name.endswith("indexer.wk") and weight.storage.bits < 16:
-                total += rows * cols * element_bytes - rank_bytes(weight, tp_size=tp_size)
-        return total + _unmade_bytes(layer, tp_size=tp_size, element_bytes=element_bytes)
+        """Return what vLLM keeps beside the weights of a layer; see ``vllm_weights``."""
+        return bytes_beside_weights(layer, tp_size=tp_size, element_bytes=element_bytes)
 
     def notes(self, model: ModelSpec, *, pp_size: int) -> tuple[str, ...]:
         """Say so where this architecture departs from the textbook placement, and what its state takes."""
@@ -288,16 +275,6 @@ class VLLM(Engine):
             "# Each other node, with its number from 1 as NODE_RANK:",
             command([serve, *flag_words(flags | {"node-rank": "$NODE_RANK", "headless": True})]),
         ]
-
-
-def _unmade_bytes(layer: LayerSpec, *, tp_size: int, element_bytes: int) -> int:
-    """Return the bytes of fused projections for keys and values that the layer does not make itself."""
-    attention = layer.attention
-    if attention is None or attention.kind == "compressed" or not (attention.shares_kv or attention.v_is_k):
-        return 0
-    made = next(weight for weight in layer.weights if weight.name.endswith("q_proj"))
-    heads = max(1, attention.kv_heads // tp_size)
-    return (2 if attention.shares_kv else 1) * heads * attention.head_dim * made.cols * element_bytes
 
 
 def _limits(gpu: GPU, release: tuple[int, ...]) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from pgplan.engines.log_format import LogFormat
 from pgplan.errors import PlanError
 from pgplan.logs.reading import StartupLog, Worker, read_log
 from pgplan.logs.result import LogCheck, LogReading
-from pgplan.planning.record import Plan, StagePlan
+from pgplan.planning.record import Plan
+from pgplan.planning.stage_plan import StagePlan
 from pgplan.split import format_split
 
 GIB = 1 << 30

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pgplan.planning.costing import Costing
 from pgplan.planning.phases import PhaseTimes
 from pgplan.planning.record import Objective, split_ranges
+from pgplan.planning.room import Room, requests_held
 from pgplan.split import SplitInfeasibleError, SplitProblem, minimise_max
 
 # (stage, start, stop, bytes per unit that hold for the whole split or None) -> cost
@@ -70,7 +71,7 @@ def choose_split(costing: Costing, objective: Objective, *, pins: Pins | None = 
     if objective == "kv":
         return roomiest
     search.require(roomiest.requests)
-    return search.choose(objective, best_units=search.units(roomiest.split))
+    return search.choose(objective, best_units=search.room.units(roomiest.split))
 
 
 def roomiest_split(costing: Costing) -> Choice | None:
@@ -87,19 +88,23 @@ class _Search:
     def __init__(self, costing: Costing, pins: Pins | None) -> None:
         self.costing = costing
         self.rule = costing.kv_rule
+        self.room = Room(costing)
         self.pins = pins
         self.requests = 1
         self.needed_units = 0
         self._classes = costing.stage_classes
-        self._budgets: dict[tuple[object, int, int], int] = {}
+
+    def require(self, requests: int) -> None:
+        """Demand room for as many of the workload's requests."""
+        self.requests, self.needed_units = requests, self.room.required(requests)
 
     def roomiest(self, wanted: int) -> Choice | None:
         """Return the split that holds most and how many of the ``wanted`` requests; ``None`` for none."""
         if self.rule.coupled and not self._may_hold_anything():
             return None
         split, proven = self.solve(self.kv_cost())
-        requests = min(self.requests_held(self.units(split)), wanted)
-        if requests < 1 or not self.admits(split):
+        requests = min(requests_held(self.costing, self.room.units(split)), wanted)
+        if requests < 1 or not self.room.admits(split):
             return None
         return Choice(split=self.prefer_default(self.kv_cost(), split), requests=requests, proven=proven)
 
@@ -119,68 +124,24 @@ class _Search:
         split, proven = self.solve(cost)
         return Choice(split=self.prefer_default(cost, split), requests=self.requests, proven=proven)
 
-    # --- what a stage can hold ------------------------------------------------------------------------
-
-    def budget(self, stage: int, start: int, stop: int) -> int:
-        key = (self._classes[stage], start, stop)
-        if key not in self._budgets:
-            self._budgets[key] = self.costing.kv_budget_bytes(stage, start, stop)
-        return self._budgets[key]
-
-    def stage_units(self, stage: int, start: int, stop: int, unit_bytes: float | None) -> int:
-        budget = self.budget(stage, start, stop)
-        if unit_bytes is None:
-            return self.rule.units(start, stop, budget)
-        return max(0, math.floor(budget / unit_bytes))
-
-    def units(self, split: tuple[int, ...]) -> int:
-        """Return what the whole split holds, coupled stages included."""
-        ranges = split_ranges(split)
-        if not self.rule.coupled:
-            return min(self.rule.units(*span, self.budget(stage, *span)) for stage, span in enumerate(ranges))
-        pool = min(self.budget(stage, *span) for stage, span in enumerate(ranges))
-        return min(self.rule.units(*span, pool) for span in ranges)
-
-    def admits(self, split: tuple[int, ...]) -> bool:
-        ranges = split_ranges(split)
-        budgets = [self.budget(stage, *span) for stage, span in enumerate(ranges)]
-        if self.rule.coupled:
-            budgets = [min(budgets)] * len(budgets)
-        return all(self.rule.admits(*span, budget) for span, budget in zip(ranges, budgets, strict=True))
-
-    def requests_held(self, units: int) -> int:
-        return requests_held(self.costing, units)
-
-    def require(self, requests: int) -> None:
-        """Demand room for as many of the workload's requests, and for one of the longest context."""
-        self.requests = requests
-        tokens_each = self.costing.workload.tokens_per_request
-        self.needed_units = max(
-            self.rule.units_needed(requests=requests, tokens_each=tokens_each),
-            self.rule.units_needed(requests=1, tokens_each=self.costing.settings.max_model_len),
-        )
-
     # --- costs ----------------------------------------------------------------------------------------
 
     def kv_cost(self) -> _Cost:
-        return lambda stage, start, stop, unit: -float(self.stage_units(stage, start, stop, unit))
+        return lambda stage, start, stop, unit: -float(self.room.stage_units(stage, start, stop, unit))
 
     def deficit_cost(self) -> _Cost:
-        needed = max(
-            self.rule.units_needed(requests=1, tokens_each=self.costing.settings.max_model_len),
-            self.rule.units_needed(requests=1, tokens_each=self.costing.workload.tokens_per_request),
-        )
+        needed = self.room.required(1)
 
         def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
             each = unit if unit is not None else self.rule.bytes_per_unit(start, stop)
-            return needed * each - self.budget(stage, start, stop)
+            return needed * each - self.room.budget(stage, start, stop)
 
         return cost
 
     def headroom_cost(self) -> _Cost:
         def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
             each = unit if unit is not None else self.rule.bytes_per_unit(start, stop)
-            short = self.needed_units * each - self.budget(stage, start, stop)
+            short = self.needed_units * each - self.room.budget(stage, start, stop)
             return math.inf if short > 0 else short
 
         return cost
@@ -193,7 +154,7 @@ class _Search:
 
     def time_cost(self, times: PhaseTimes) -> _Cost:
         def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
-            if self.stage_units(stage, start, stop, unit) < self.needed_units:
+            if self.room.stage_units(stage, start, stop, unit) < self.needed_units:
                 return math.inf
             return self.costing.stage_s(times, stage, start, stop) + times.handoff_s[stage]
 
@@ -205,7 +166,7 @@ class _Search:
         best = [self.costs(cost, self.solve(cost)[0])[0] for cost in costs]
 
         def cost(stage: int, start: int, stop: int, unit: float | None) -> float:
-            units = self.stage_units(stage, start, stop, unit)
+            units = self.room.stage_units(stage, start, stop, unit)
             if units < max(1, self.needed_units):
                 return math.inf
             ratios = [
@@ -307,14 +268,3 @@ class _Search:
             for start in range(count - length + 1)
         }
         yield from sorted(value for value in values if value >= least)
-
-
-def requests_held(costing: Costing, units: int) -> int:
-    """Return how many of the workload's requests ``units`` units hold.
-
-    The need grows by the same amount with each request, so two values give the line.
-    """
-    tokens_each = costing.workload.tokens_per_request
-    one = costing.kv_rule.units_needed(requests=1, tokens_each=tokens_each)
-    each = costing.kv_rule.units_needed(requests=2, tokens_each=tokens_each) - one
-    return max(0, (units - (one - each)) // each)

@@ -11,7 +11,8 @@ from pgplan.cost.pricing import TIERS
 from pgplan.engines import KVCapacity
 from pgplan.planning.costing import Costing
 from pgplan.planning.outcome import Outcome, weigh
-from pgplan.planning.record import Bottleneck, Objective, Plan, StagePlan
+from pgplan.planning.record import Objective, Plan
+from pgplan.planning.stage_plan import Bottleneck, StagePlan
 
 GIB = 1 << 30
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from pgplan.cost.pipeline import Flow, flow
 from pgplan.engines import KVCapacity, StageMemory
-from pgplan.planning.choosing import requests_held
 from pgplan.planning.costing import Costing
 from pgplan.planning.phases import PhaseTimes
 from pgplan.planning.record import split_ranges
+from pgplan.planning.room import requests_held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from pgplan.engines import find_engine
 from pgplan.planning.outcome import Outcome
-from pgplan.planning.record import Plan, StagePlan
+from pgplan.planning.record import Plan
+from pgplan.planning.stage_plan import StagePlan
 from pgplan.view.frame import plan_frame
 from pgplan.view.numbers import change, gib, milliseconds, short_count
 from pgplan.view.sentences import plan_basis, plan_title

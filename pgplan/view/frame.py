@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgplan.planning.record import Plan, StagePlan
+from pgplan.planning.record import Plan
+from pgplan.planning.stage_plan import StagePlan
 from pgplan.view.numbers import GIB
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pgplan.planning.record import Plan, StagePlan
+from pgplan.planning.record import Plan
+from pgplan.planning.stage_plan import StagePlan
 from pgplan.view.hover import memory_hover, time_hover
 from pgplan.view.numbers import duration, gib, share, short_count, times
 from pgplan.view.parts import PARTS, Marks, Phase, Picture, Row, TimeBar

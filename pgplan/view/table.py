@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
-from pgplan.planning.record import Plan, StagePlan
+from pgplan.planning.record import Plan
+from pgplan.planning.stage_plan import StagePlan
 from pgplan.view.numbers import gib, milliseconds, short_count
 
 

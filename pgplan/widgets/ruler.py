@@ -15,7 +15,7 @@ from pgplan.model.spec import AttentionSpec, LayerSpec
 from pgplan.planning import Plan
 from pgplan.planning.costing import Costing
 from pgplan.planning.kept import costing_for
-from pgplan.planning.record import StagePlan
+from pgplan.planning.stage_plan import StagePlan
 from pgplan.view.numbers import duration, gib, milliseconds, times
 from pgplan.view.parts import PARTS
 
