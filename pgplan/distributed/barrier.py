@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 
 from pgplan.distributed.mesh import Mesh, name_ranks
-from pgplan.distributed.wire import Kind, Parcel
+from pgplan.distributed.wire import Kind, Parcel, business_frame
 from pgplan.errors import GroupTimeoutError
 
 ANNOUNCE_AFTER_S = 0.05
@@ -107,8 +107,9 @@ def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
         mesh.pump((deadline_s if slow else min(deadline_s, announce_s)) - now_s)
         now_s = time.monotonic()
     if present[0] == mesh.rank and len(present) > 2:
+        released = business_frame(Kind.RELEASED, number)
         for rank in present[1:]:
-            mesh.links[rank].tell(Kind.RELEASED, number)
+            mesh.links[rank].put(released)
 
 
 def _give_up(mesh: Mesh, number: int) -> None:

@@ -124,17 +124,29 @@ class Incoming:
         except OSError as error:
             self.ended = f"its connection broke ({error.strerror})"
             return None
+        parcel = None if ancillary or flags & _TRUNCATED else self._alone(data)
+        if parcel is None:
+            self.receive((data, ancillary, flags))
+        elif parcel.kind == kind:
+            return parcel
+        else:
+            self._deliver(parcel)
+            self._mind_business()
+        return None
+
+    def _alone(self, data: bytes) -> Parcel | None:
+        """Return the frame that was read, if it is one alone, whole and without a body, as nearly all are."""
         stop = len(data) - self._tag_bytes
         head_bytes = stop - HEADER_BYTES
-        if 0 <= head_bytes <= self._max_bytes and not ancillary:
-            magic, its_kind, flags, size_bytes, body_bytes, number, sent_s = _unpack_header(data)
-            if its_kind == kind and size_bytes == head_bytes and magic == MAGIC and not (flags or body_bytes):
-                if self._seal is not None and not self._is_sealed(data[:stop], data[stop:]):
-                    return None
-                sent_s -= self._clock_offset_s
-                return _new_tuple(Parcel, (kind, number, sent_s, data[HEADER_BYTES:stop], None, head_bytes))
-        self.receive((data, ancillary, flags))
-        return None
+        if not 0 <= head_bytes <= self._max_bytes:
+            return None
+        magic, kind, flags, size_bytes, body_bytes, number, sent_s = _unpack_header(data)
+        if size_bytes != head_bytes or magic != MAGIC or flags or body_bytes:
+            return None
+        if self._seal is not None and not self._is_sealed(data[:stop], data[stop:]):
+            return None
+        sent_s -= self._clock_offset_s
+        return _new_tuple(Parcel, (kind, number, sent_s, data[HEADER_BYTES:stop], None, head_bytes))
 
     def _is_sealed(self, prologue: bytes, signature: bytes) -> bool:
         """Tell whether a frame's tag is right; if it is not, nothing of the peer is listened to any more."""
@@ -164,6 +176,9 @@ class Incoming:
                 came = None
                 if ancillary or flags & _TRUNCATED:
                     self._keep_files(ancillary, flags)
+                elif not self._unparsed and (parcel := self._alone(data)) is not None:
+                    self._deliver(parcel)
+                    break
                 if not data:
                     self.ended = "its connection closed without a goodbye"
                     break
@@ -175,9 +190,15 @@ class Incoming:
                 more, self.ended = False, f"its connection broke ({error.strerror})"
             except MessageError as error:
                 more, self.ended = False, _untrusted(error)
+        self._mind_business()
+        return self.ended is None
+
+    def _deliver(self, parcel: Parcel) -> None:
+        (self._inbox[parcel.kind] if parcel.kind < Kind.ARRIVED else self._business).append(parcel)
+
+    def _mind_business(self) -> None:
         while self._business:  # what comes of it is nothing that the peer has to answer for
             self._on_business(self._business.popleft())
-        return self.ended is None
 
     def _read_at_once(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
         return self._socket.recvmsg(_READ_BYTES, self._descriptor_space, _CLOSE_ON_EXEC | _AT_ONCE)[:3]
@@ -227,7 +248,7 @@ class Incoming:
             parcel = _new_tuple(Parcel, (kind, number, sent_s, head, body, inline_bytes + body_bytes))
             start = stop
             if body is None or flags & BODY_IN_FILE:
-                (self._inbox[kind] if kind < Kind.ARRIVED else self._business).append(parcel)
+                self._deliver(parcel)
                 continue
             here = data[start : start + body_bytes]
             body[: len(here)] = here
@@ -263,7 +284,7 @@ class Incoming:
         self._partial = None
         if self._seal is not None and parcel.body is not None:
             self._seal.check_body(parcel.body, self._digest)
-        (self._inbox[parcel.kind] if parcel.kind < Kind.ARRIVED else self._business).append(parcel)
+        self._deliver(parcel)
         return True
 
     def close(self) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pgplan.distributed.incoming import Inbox, Incoming
 from pgplan.distributed.outgoing import Outgoing
-from pgplan.distributed.wire import HEADER, MAGIC, Kind, Message, Parcel
+from pgplan.distributed.wire import Kind, Message, Parcel, business_frame
 
 if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
@@ -30,6 +29,7 @@ class Link:
         read_bytes: What was read here since the peer was last told.
         hear: Waits a moment for an object's message; see ``Incoming.hear``.
         receive: Takes in what has arrived; see ``Incoming.receive``.
+        put: Sends a frame made once for many; see ``Outgoing.put``.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Link:
         )
         # Bound here: a call in between would cost every message.
         self.hear, self.receive = self._incoming.hear, self._incoming.receive
+        self.put = self._outgoing.put
 
     def send(self, message: Message, frame: bytes = b"") -> bool:
         """Send an object's message without waiting for its reader; return whether the peer can have it.
@@ -71,12 +72,11 @@ class Link:
         self.unread_bytes += message.charge_bytes
         if message.body_bytes:
             return self._outgoing.send(message)
-        return self._outgoing.put(frame or message.prologue(in_file=False))
+        return self.put(frame or message.prologue(in_file=False))
 
     def tell(self, kind: int, number: int = 0, content: bytes = b"") -> None:
         """Send a frame of the group's own business; a peer that has gone does not mind."""
-        header = HEADER.pack(MAGIC, kind, 0, len(content), 0, number, time.monotonic())
-        self._outgoing.put(header + content)
+        self.put(business_frame(kind, number, content))
 
     def _mind(self, parcel: Parcel) -> None:
         """Take in a frame that is no object."""

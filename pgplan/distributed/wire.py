@@ -73,6 +73,11 @@ class Parcel(NamedTuple):
     content_bytes: int
 
 
+def business_frame(kind: int, number: int, content: bytes = b"") -> bytes:
+    """Return a frame of the group's own business, sent now."""
+    return HEADER.pack(MAGIC, kind, 0, len(content), 0, number, time.monotonic()) + content
+
+
 class Message:
     """Hold an encoded message on its way out, to one reader or to many.
 
