@@ -74,9 +74,13 @@ def close_all(groups: Sequence[StatelessProcessGroup]) -> None:
 
 
 class Workers:
-    """Run the same few lines in one process per rank, each with its group as ``group``."""
+    """Run the same few lines in one process per rank, each with its group as ``group``.
 
-    def __init__(self, source: str, ranks: int, *, modules: str = "") -> None:
+    ``modules`` comes before, and the descriptors in ``files`` are inherited.
+    """
+
+    def __init__(self, source: str, ranks: int, *, modules: str = "", files: Sequence[int] = ()) -> None:
+        self._files = files
         program = "\n".join(
             [
                 "import os, signal, sys, time",
@@ -101,7 +105,7 @@ class Workers:
         return subprocess.Popen(
             [sys.executable, "-c", program],
             env=environment,
-            pass_fds=[sock.fileno() for sock in mesh.values()],
+            pass_fds=[*self._files, *(sock.fileno() for sock in mesh.values())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

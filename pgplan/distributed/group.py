@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgplan.distributed.auth import read_token
-from pgplan.distributed.barrier import meet
+from pgplan.distributed.barrier import meet, share_board
 from pgplan.distributed.bootstrap import check_ranks, inherited_sockets
 from pgplan.distributed.exchange import Limits
 from pgplan.distributed.gathering import all_gather
@@ -91,12 +91,15 @@ class StatelessProcessGroup(Membership, TensorsAsObjects):
                 f"rank {rank} of {world_size} needs one socket for each of the ranks {expected}, "
                 f"but was given {sorted(sockets)}"
             )
-        return cls(
+        group = cls(
             {peer: Link(sock, peer, max_message_bytes=max_message_bytes) for peer, sock in sockets.items()},
             rank=rank,
             world_size=world_size,
             limits=limits,
         )
+        if rank == 0:
+            share_board(group._mesh, group._barriers, max_message_bytes=max_message_bytes)
+        return group
 
     @classmethod
     def from_environment(cls, **options: Any) -> StatelessProcessGroup:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pgplan.distributed.memory_files import open_file
+from pgplan.distributed.memory_files import open_file, open_shared_file
 from pgplan.distributed.wire import (
     BODY_IN_FILE,
     HEAD_IN_BODY,
@@ -183,7 +183,8 @@ class Incoming:
                     self.ended = "its connection closed without a goodbye"
                     break
                 self._unparsed = self._parse(self._unparsed + data if self._unparsed else data)
-                more = len(data) == _READ_BYTES or self._partial is not None
+                # A read ends behind what came with a descriptor, though there be more.
+                more = len(data) == _READ_BYTES or self._partial is not None or bool(ancillary)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
@@ -241,7 +242,7 @@ class Incoming:
             head: bytes | memoryview = data[head_start:head_stop]
             body = None
             if body_bytes:
-                body = self._body(flags, head_bytes, body_bytes)
+                body = self._body(kind, flags, head_bytes, body_bytes)
                 if flags & HEAD_IN_BODY:
                     head = body[body_bytes - head_bytes :]
             sent_s -= self._clock_offset_s
@@ -266,15 +267,18 @@ class Incoming:
             f"{self._max_bytes:,} here; give every rank the same limit"
         )
 
-    def _body(self, flags: int, head_bytes: int, body_bytes: int) -> memoryview:
+    def _body(self, kind: int, flags: int, head_bytes: int, body_bytes: int) -> memoryview:
         """Return the body that came as a file, or room for the one that follows in the stream."""
         if flags & HEAD_IN_BODY and head_bytes > body_bytes:
             raise MessageError("a frame's body is smaller than the head that it should hold")
         if not flags & BODY_IN_FILE:
+            if kind == Kind.BOARD:
+                raise MessageError("a board is a memory file, and none came")
             return memoryview(bytearray(body_bytes))
         if not self._descriptors:
             raise MessageError("a frame speaks of a memory file that did not come with it")
-        return open_file(self._descriptors.popleft(), body_bytes)
+        opened = open_shared_file if kind == Kind.BOARD else open_file
+        return opened(self._descriptors.popleft(), body_bytes)
 
     def _finish(self, parcel: Parcel) -> bool:
         """Deliver the frame if its body is whole; keep it as the one under way otherwise."""

@@ -30,6 +30,7 @@ class Link:
         hear: Waits a moment for an object's message; see ``Incoming.hear``.
         receive: Takes in what has arrived; see ``Incoming.receive``.
         put: Sends a frame made once for many; see ``Outgoing.put``.
+        put_file: Sends one with a memory file; see ``Outgoing.put_file``.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Link:
         )
         # Bound here: a call in between would cost every message.
         self.hear, self.receive = self._incoming.hear, self._incoming.receive
-        self.put = self._outgoing.put
+        self.put, self.put_file = self._outgoing.put, self._outgoing.put_file
 
     def send(self, message: Message, frame: bytes = b"") -> bool:
         """Send an object's message without waiting for its reader; return whether the peer can have it.

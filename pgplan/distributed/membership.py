@@ -79,6 +79,7 @@ class Membership:
         if self._closed:
             return
         self._end()
+        self._barriers.close(orderly=True)
         if short := self._mesh.leave(linger_s=self.store_timeout):
             raise GroupTimeoutError(
                 f"rank {self.rank} left after {self.store_timeout:g} s with messages that found no room at "
@@ -95,6 +96,7 @@ class Membership:
             self.close()
         elif not self._closed:
             self._end()
+            self._barriers.close(orderly=False)
             # The others' waits shall end with the reason, not pass as if this rank were done.
             self._mesh.leave(f"it left after {kind.__name__}: {error}")
 

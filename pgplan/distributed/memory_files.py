@@ -18,7 +18,8 @@ MAPPED_BYTES = 1 << 20
 # Where the platform has no such files, contents travel in the stream.
 HAS_SEALED_FILES = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 if HAS_SEALED_FILES:
-    _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    _SHARED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    _SEALS = _SHARED_SEALS | fcntl.F_SEAL_WRITE
 
 
 def sealed_file(parts: Sequence[bytes | memoryview], size_bytes: int) -> int | None:
@@ -46,6 +47,41 @@ def sealed_file(parts: Sequence[bytes | memoryview], size_bytes: int) -> int | N
     return descriptor
 
 
+def shared_file(size_bytes: int) -> int | None:
+    """Return a memory file of zeros that its readers may change, but whose size nobody can.
+
+    Returns None where the platform has no such files or the process has no descriptor left.
+    """
+    if not HAS_SEALED_FILES:
+        return None
+    try:
+        descriptor = os.memfd_create("pgplan-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError:
+        return None
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SHARED_SEALS)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def open_shared_file(descriptor: int, size_bytes: int) -> memoryview:
+    """Return the contents of a shared memory file, which all who open it see change; close its descriptor.
+
+    Raises:
+        MessageError: Its size is not sealed, or not what the frame said.
+    """
+    try:
+        _check_file(descriptor, size_bytes, _SHARED_SEALS)
+        return memoryview(_map(descriptor, size_bytes, mmap.ACCESS_WRITE))
+    except OSError as error:
+        raise MessageError(f"a shared memory file cannot be mapped: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
 def open_file(descriptor: int, size_bytes: int) -> memoryview:
     """Return the private, writable contents of a sealed memory file, and close its descriptor.
 
@@ -57,23 +93,29 @@ def open_file(descriptor: int, size_bytes: int) -> memoryview:
             then end this process by SIGBUS when its sender shrinks it.
     """
     try:
-        sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-        actual_bytes = os.fstat(descriptor).st_size
-        if not sealed or actual_bytes != size_bytes:
-            raise MessageError(
-                f"a message's memory file must be sealed and hold {size_bytes:,} bytes, "
-                f"but it is {'sealed' if sealed else 'not sealed'} and holds {actual_bytes:,}"
-            )
+        _check_file(descriptor, size_bytes, _SEALS)
         if size_bytes < MAPPED_BYTES:
             copy = bytearray(size_bytes)
             os.preadv(descriptor, [copy], 0)
             return memoryview(copy)
-        if sys.version_info >= (3, 13):
-            mapping = mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_COPY, trackfd=False)
-        else:
-            mapping = mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_COPY)
-        return memoryview(mapping)
+        return memoryview(_map(descriptor, size_bytes, mmap.ACCESS_COPY))
     except OSError as error:
         raise MessageError(f"a message's memory file cannot be read: {error}") from error
     finally:
         os.close(descriptor)
+
+
+def _check_file(descriptor: int, size_bytes: int, seals: int) -> None:
+    sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & seals == seals
+    actual_bytes = os.fstat(descriptor).st_size
+    if not sealed or actual_bytes != size_bytes:
+        raise MessageError(
+            f"a message's memory file must be sealed and hold {size_bytes:,} bytes, "
+            f"but it is {'sealed' if sealed else 'not sealed'} and holds {actual_bytes:,}"
+        )
+
+
+def _map(descriptor: int, size_bytes: int, access: int) -> mmap.mmap:
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(descriptor, size_bytes, access=access, trackfd=False)
+    return mmap.mmap(descriptor, size_bytes, access=access)

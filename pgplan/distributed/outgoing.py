@@ -90,6 +90,13 @@ class Outgoing:
                 self._enqueue(memoryview(frame)[sent:], None)
             return self.broken is None
 
+    def put_file(self, frame: bytes, descriptor: int) -> None:
+        """Send a frame whose body is a memory file, over a connection that takes files."""
+        with self._lock:
+            sent = 0 if self._queue or self.broken else self._take([frame], descriptor)
+            if sent < len(frame) and not self.broken:
+                self._enqueue(memoryview(frame)[sent:], None if sent else os.dup(descriptor))
+
     def _write(
         self, prologue: bytes, message: Message, body: list[bytes | memoryview], descriptor: int | None
     ) -> None:

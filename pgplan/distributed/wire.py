@@ -53,8 +53,9 @@ class Kind:
     RELEASED = 18
     GAVE_UP = 19
     RENDEZVOUS = 20
-    CREDIT = 21
-    GOODBYE = 22
+    BOARD = 21
+    CREDIT = 22
+    GOODBYE = 23
 
 
 class Parcel(NamedTuple):
@@ -76,6 +77,11 @@ class Parcel(NamedTuple):
 def business_frame(kind: int, number: int, content: bytes = b"") -> bytes:
     """Return a frame of the group's own business, sent now."""
     return HEADER.pack(MAGIC, kind, 0, len(content), 0, number, time.monotonic()) + content
+
+
+def board_frame(size_bytes: int) -> bytes:
+    """Return the frame beside which the descriptor of a group's board travels."""
+    return HEADER.pack(MAGIC, Kind.BOARD, BODY_IN_FILE, 0, size_bytes, 0, time.monotonic())
 
 
 class Message:
