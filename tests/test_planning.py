@@ -222,6 +222,17 @@ def test_what_does_not_fit_says_what_is_short_and_what_would_help() -> None:
     assert plan.problems[0].startswith(f"stage {worst.stage} ") and plan.bottleneck.stage == worst.stage
     assert lacking == 1 or f"the most of {lacking} stages" in plan.problems[0]
     assert plan.problems[1].startswith("it would fit with 7 stages of L4")
+    cluster = pg.Cluster.uniform("L4", pp_size=4)
+    sglang = pg.plan(
+        "llama-3.1-70b",
+        pg.Cluster.uniform("L4", pp_size=4),
+        workload=SHORT,
+        engine="sglang",
+        split=plan.split,
+    )
+    worst = min(sglang.stages, key=lambda stage: stage.kv_budget_bytes)
+    assert sglang.problems[0].startswith(f"stage {worst.stage} has no memory for KV cache")
+    assert "the most of 4 stages without" in sglang.problems[0]
     # A share of the memory that the user lowered is the first to be asked back.
     little = pg.plan(
         "llama-3.1-70b", pg.Cluster.uniform("H200", pp_size=4), workload=pg.Workload(memory_utilization=0.1)

@@ -281,3 +281,17 @@ def chunked_microbatches(
     chunks = -(-running // per_chunk)
     in_flight = max(1, min(pp_size, chunks, running))
     return in_flight, min(limit, -(-running // in_flight))
+
+
+def lack_of_memory(budgets: Sequence[int], *, why: str) -> str | None:
+    """Say at which stage nothing is left for the KV cache, of several at the one that lacks most; or None.
+
+    >>> lack_of_memory([5 << 30, -(1 << 29), -(1 << 30)], why="weights exceed its share")
+    'stage 2 has no memory for KV cache: weights exceed its share by 1.00 GiB, the most of 2 stages without'
+    """
+    least, lacking = min(budgets), sum(budget <= 0 for budget in budgets)
+    if not lacking:
+        return None
+    others = f", the most of {lacking} stages without" if lacking > 1 else ""
+    stage = budgets.index(least)
+    return f"stage {stage} has no memory for KV cache: {why} by {-least / 2**30:.2f} GiB{others}"

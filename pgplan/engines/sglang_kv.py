@@ -15,9 +15,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
-from pgplan.engines.base import KVCapacity, KVRule, StageMemory
-
-GIB = 1 << 30
+from pgplan.engines.base import KVCapacity, KVRule, StageMemory, lack_of_memory
 
 # Defaults of ``mamba_full_memory_ratio`` and of the slots that a running request takes.
 STATE_TO_KV = 0.9
@@ -122,22 +120,7 @@ class SGLangKVRule(KVRule):
         fewest = min(tokens)
         held = [self.slots(*span, pool) for span in ranges if self.sequence_bytes(*span)]
         requests = min(held) // SLOTS_PER_REQUEST if held else None
-        problem = None
-        if pool <= 0:
-            problem = (
-                f"stage {alone.index(pool)} has no memory for KV cache: its weights exceed its static share "
-                f"by {-pool / GIB:.2f} GiB"
-            )
-        elif fewest < self._max_model_len:
-            problem = (
-                f"the KV cache holds {fewest:,} tokens, fewer than one request of max_model_len "
-                f"{self._max_model_len:,}; SGLang would start and refuse longer requests"
-            )
-        elif requests == 0:
-            problem = (
-                f"the pool for recurrent state holds {min(held)} slots, fewer than the {SLOTS_PER_REQUEST} "
-                f"of one request; give the stages more memory"
-            )
+        problem = lack_of_memory(alone, why="its weights exceed its static share")
         return KVCapacity(
             tokens=fewest,
             requests=fewest / self._max_model_len,
@@ -151,6 +134,20 @@ class SGLangKVRule(KVRule):
             stage_tokens=tuple(tokens),
             bytes_per_token=tuple(round(self._sums[stop] - self._sums[start]) for start, stop in ranges),
             tightest=tokens.index(fewest),
-            problem=problem,
+            problem=problem or self._shortage(fewest, held),
             state_requests=requests,
         )
+
+    def _shortage(self, tokens: int, slots: Sequence[int]) -> str | None:
+        """Say for what the pools are too small: tokens of one request, or slots for its recurrent state."""
+        if tokens < self._max_model_len:
+            return (
+                f"the KV cache holds {tokens:,} tokens, fewer than one request of max_model_len "
+                f"{self._max_model_len:,}; SGLang would start and refuse longer requests"
+            )
+        if slots and min(slots) < SLOTS_PER_REQUEST:
+            return (
+                f"the pool for recurrent state holds {min(slots)} slots, fewer than the {SLOTS_PER_REQUEST} "
+                f"of one request; give the stages more memory"
+            )
+        return None

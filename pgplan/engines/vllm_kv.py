@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-from pgplan.engines.base import KVCapacity, KVRule, StageMemory
+from pgplan.engines.base import KVCapacity, KVRule, StageMemory, lack_of_memory
 from pgplan.engines.vllm_groups import KVLayer, group_layers, is_one_kind, pack_layers, unify_pages
 
 GIB = 1 << 30
@@ -160,14 +160,8 @@ class VLLMKVRule(KVRule):
 
     def _problem(self, ranges: Sequence[tuple[int, int]], budgets: Sequence[int]) -> str | None:
         """Say what vLLM would stop at, of several stages at the one that lacks most."""
-        least = min(budgets)
-        if least <= 0:
-            lacking = sum(budget <= 0 for budget in budgets)
-            others = f", the most of {lacking} stages without" if lacking > 1 else ""
-            return (
-                f"stage {budgets.index(least)} has no memory for KV cache: weights and activations exceed "
-                f"its budget by {-least / GIB:.2f} GiB{others}"
-            )
+        if lack := lack_of_memory(budgets, why="weights and activations exceed its budget"):
+            return lack
         by_room = sorted(range(len(budgets)), key=lambda stage: self.units(*ranges[stage], budgets[stage]))
         for stage in by_room:
             (start, stop), budget = ranges[stage], budgets[stage]
