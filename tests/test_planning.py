@@ -223,13 +223,7 @@ def test_what_does_not_fit_says_what_is_short_and_what_would_help() -> None:
     assert lacking == 1 or f"the most of {lacking} stages" in plan.problems[0]
     assert plan.problems[1].startswith("it would fit with 7 stages of L4")
     cluster = pg.Cluster.uniform("L4", pp_size=4)
-    sglang = pg.plan(
-        "llama-3.1-70b",
-        pg.Cluster.uniform("L4", pp_size=4),
-        workload=SHORT,
-        engine="sglang",
-        split=plan.split,
-    )
+    sglang = pg.plan("llama-3.1-70b", cluster, workload=SHORT, engine="sglang", split=plan.split)
     worst = min(sglang.stages, key=lambda stage: stage.kv_budget_bytes)
     assert sglang.problems[0].startswith(f"stage {worst.stage} has no memory for KV cache")
     assert "the most of 4 stages without" in sglang.problems[0]
