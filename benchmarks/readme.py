@@ -149,6 +149,20 @@ def metadata_table(result: dict[str, Any]) -> Iterator[str]:
     yield f"{about}.\n"
 
 
+def tcp_table(result: dict[str, Any]) -> Iterator[str]:
+    ranks = (2, 4, 8, 16)
+    ratios = {(op, size, n, who): median for op, size, n, who, median, *_ in result["ratios"]}
+    yield "Metadata plane over TCP on loopback: times faster than vLLM's own file, without a token / with one, by"
+    yield "which every frame is authenticated; vLLM's has none:\n"
+    yield from header("operation", *(f"{n} ranks" for n in ranks))
+    for operation, size in METADATA_GOALS:
+        pairs = [
+            [ratios[operation, size, n, who] for who in ("pgplan TCP, no token", "pgplan TCP")] for n in ranks
+        ]
+        yield row(f"{operation} {size}", *(" / ".join(f"{faster:.1f}" for faster in pair) for pair in pairs))
+    yield f"\n{result['machine']}, Python {result['versions']['python']}, {result['date']}.\n"
+
+
 def handoff_table(result: dict[str, Any]) -> Iterator[str]:
     yield "Hand-off between stages over NCCL against one raw send of the same bytes, in turn, bit-equal:\n"
     yield from header(
@@ -261,6 +275,7 @@ PAGES: dict[str, dict[str, dict[str, Table]]] = {
     "benchmarks/README.md": {
         "verification": {"verify/summary": verification_tables, "layers": layers_table},
         "processes": {
+            "metadata_plane": tcp_table,
             "handoff.nodes": nodes_table,
             "handoff.4gpus": earlier_handoff_table,
             "faults.nccl": faults_table,
