@@ -152,8 +152,8 @@ def metadata_table(result: dict[str, Any]) -> Iterator[str]:
 def tcp_table(result: dict[str, Any]) -> Iterator[str]:
     ranks = (2, 4, 8, 16)
     ratios = {(op, size, n, who): median for op, size, n, who, median, *_ in result["ratios"]}
-    yield "Metadata plane over TCP on loopback: times faster than vLLM's own file, without a token / with one, by"
-    yield "which every frame is authenticated; vLLM's has none:\n"
+    yield "Metadata plane over TCP on loopback: times faster than vLLM's own file, without a token / with"
+    yield "one, by which every frame is authenticated; vLLM's has none:\n"
     yield from header("operation", *(f"{n} ranks" for n in ranks))
     for operation, size in METADATA_GOALS:
         pairs = [
