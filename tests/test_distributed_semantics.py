@@ -2,6 +2,7 @@
 
 The tests run over socket pairs and over TCP. With ``PGPLAN_PEER_FILE=.../vllm/distributed/utils.py`` they run
 on vLLM's own implementation too; those marked as its defects must fail there, so that the claim stays true.
+It leaves sockets open, so pytest needs ``-W ignore::ResourceWarning`` then.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -406,13 +408,21 @@ def test_a_stranger_that_connects_and_says_half_a_word_stalls_nobody(implementat
         assert group.recv_obj(1 - rank) == 1 - rank
         return group
 
+    def send_away() -> None:
+        for stranger in strangers:
+            stranger.close()
+
+    # Who is stalled goes on then, and the test can end.
+    patience = threading.Timer(10.0, send_away)
+    patience.start()
     try:
         groups = good(in_threads(work, 2))
         if implementation.name != "vllm":
             close_all(groups)
+        assert patience.is_alive(), "nothing went on before the strangers had gone"
     finally:
-        for stranger in strangers:
-            stranger.close()
+        patience.cancel()
+        send_away()
 
 
 def half_said(address: tuple[str, int]) -> list[socket.socket]:
