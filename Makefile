@@ -11,14 +11,14 @@ OUT := out
 # The constraints go into every call of pip: without the pin on torch it would fetch CUDA by the gigabyte.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-DEMO_WORKLOAD := --prompt-tokens 2048 --output-tokens 256 --concurrency 64 --max-model-len 8192 \
+DEMO_WORKLOAD := --prompt-tokens 2048 --output-tokens 256 --concurrency 256 --max-model-len 8192 \
 	--max-num-batched-tokens 4096 --max-num-seqs 256 --memory-utilization 0.9
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test lab bench clean
 
 help:
-	@echo 'make demo    plan Llama-3.1-70B on 4 H200s; pictures, exports, notebook in $(OUT)/'
+	@echo 'make demo    plan Gemma-3-27B on 4 H200s; pictures, exports, notebook in $(OUT)/'
 	@echo 'make test    every check: ruff, mypy, pytest with the notebooks'
 	@echo 'make lab     open JupyterLab on a fresh copy of the notebooks'
 	@echo 'make bench   run the benchmarks that need no GPU, beside their peers'
@@ -26,8 +26,8 @@ help:
 
 demo: $(INSTALLED)
 	@mkdir -p $(OUT)
-	$(BIN)/pgplan plan llama-3.1-70b --gpu 'H200 SXM 141GB' --pp 4 $(DEMO_WORKLOAD) \
-		--split auto --objective decode --compare-with default \
+	$(BIN)/pgplan plan gemma-3-27b --gpu 'H200 SXM 141GB' --pp 4 $(DEMO_WORKLOAD) \
+		--calibration h200 --split auto --objective decode --compare-with default \
 		-o $(OUT)/plan.json --svg $(OUT)/plan.svg --png $(OUT)/plan.png
 	$(BIN)/pgplan export $(OUT)/plan.json --to vllm > $(OUT)/vllm.sh
 	$(BIN)/pgplan export $(OUT)/plan.json --to sglang > $(OUT)/sglang.sh
