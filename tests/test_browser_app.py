@@ -59,6 +59,23 @@ def test_ctrl_c_ends_it_with_its_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_chromium() is None, reason=MISSING)
+def test_a_page_that_is_left_takes_its_kernel_with_it(tmp_path: Path) -> None:
+    with planner_app(tmp_path) as app, chromium() as browser, visit(browser) as visited:
+        server = psutil.Process(app.pid)
+        visited.page.goto(app.address())
+        PlannerPage(visited.page).picture.wait_for()
+        (first,) = server.children(recursive=True)
+        visited.page.reload()
+        PlannerPage(visited.page).picture.wait_for()
+        assert psutil.wait_procs([first], timeout=PATIENCE_S)[1] == []
+        (second,) = server.children(recursive=True)
+        visited.page.close(run_before_unload=True)
+        assert psutil.wait_procs([second], timeout=PATIENCE_S)[1] == []
+        assert visited.complaints == []
+
+
+@pytest.mark.slow
 def test_it_opens_a_browser_on_the_address_with_the_token(tmp_path: Path) -> None:
     # What stands in $BROWSER is what Python's webbrowser starts.
     told = tmp_path / "told"

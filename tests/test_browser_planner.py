@@ -107,6 +107,40 @@ def test_a_cut_is_moved_with_the_keyboard(planner: PlannerPage) -> None:
     planner.expect_split("20,23,18,19")
 
 
+def test_a_drag_is_one_change_however_long_it_rests_and_each_key_another(planner: PlannerPage) -> None:
+    handle = planner.handles.first
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    planner.page.mouse.move(x, y)
+    planner.page.mouse.down()
+    planner.page.mouse.move(x - 40, y, steps=4)
+    planner.page.wait_for_timeout(1000)
+    planner.page.mouse.move(x - 80, y, steps=4)
+    planner.page.mouse.up()
+    expect(planner.field("split")).not_to_have_value("auto")
+    planner.find("undo").click()
+    planner.expect_split(OPENED)
+    planner.handles.nth(0).focus()
+    planner.page.keyboard.press("ArrowRight")
+    planner.handles.nth(2).focus()
+    planner.page.keyboard.press("ArrowLeft")
+    planner.expect_split("21,20,19,20")
+    planner.find("undo").click()
+    planner.expect_split("21,20,20,19")
+
+
+def test_what_was_refused_is_not_told_of_another_model(planner: PlannerPage) -> None:
+    planner.handles.first.focus()
+    planner.page.keyboard.press("Home")
+    planner.page.keyboard.press("ArrowLeft")
+    ruler = planner.find("ruler")
+    expect(ruler).to_contain_text("Stage 0 keeps at least one layer")
+    planner.find("reset").click()
+    planner.expect_split(OPENED)
+    expect(ruler).not_to_contain_text("Stage 0 keeps at least one layer")
+
+
 def test_a_wrong_split_is_told_beside_its_field_and_the_picture_stays(planner: PlannerPage) -> None:
     # What the picture tells under the pointer comes once the user rests.
     expect(planner.page.locator(".pgplan-old")).to_have_count(0)

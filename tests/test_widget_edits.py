@@ -262,3 +262,17 @@ def test_a_step_passes_over_a_forbidden_cut(choice):
     with pytest.raises(SplitError):
         stepped(replace(choice, base=model), EVEN, stage=0, by=1)
     assert stepped(replace(choice, base=model), EVEN, stage=1, by=1) == (8, 9, 7, 8)
+
+
+def test_what_a_new_model_or_named_devices_move_is_told(choice):
+    edited, moves = edit(choice, "gpu", "H200, L40S", Known())
+    assert edited.pp_size == 2
+    assert moves == (f"pp_size {choice.pp_size} → 2: so many devices are named",)
+    changed, _ = edit(choice, "layers", 40, Known())
+    changed, _ = edit(changed, "dtype", "float32", Known())
+    edited, moves = edit(changed, "model", "qwen3-8b", Known())
+    assert (edited.dtype, edited.num_layers) == ("auto", 36)
+    assert moves[:2] == (
+        f"dtype float32 → auto: it was chosen for {choice.source.model.name}",
+        "layers 40 → 36: all that qwen3-8b has",
+    )

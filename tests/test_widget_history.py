@@ -69,6 +69,17 @@ def test_what_is_dragged_is_one_change(history, clock):
     assert history.before == _entry(86)
 
 
+def test_a_gesture_is_one_change_however_long_it_rests_and_another_one_is_another(history, clock):
+    for number, gesture in ((81, 1), (82, 1), (83, 2), (84, 3), (85, 3)):
+        clock[0] += 5.0 if gesture == 1 else 0.1
+        history.push(_entry(number), field="cuts", gesture=gesture)
+    seen = []
+    while history.before is not None:
+        seen.append(history.present)
+        history.back()
+    assert seen == [_entry(85), _entry(83), _entry(82)]
+
+
 def test_what_was_taken_back_is_not_dragged_on(history):
     history.push(_entry(81), field="layers")
     history.push(_entry(82), field="split")

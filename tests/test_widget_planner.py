@@ -239,3 +239,37 @@ def test_names_from_outside_cannot_break_the_page(planner):
     planner.controls["split"].value = "<img src=x onerror=alert(1)>"
     assert "<img" not in planner.messages["split"].value
     assert "&lt;img" in planner.messages["split"].value
+
+
+def test_pinning_a_plan_to_compare_with_can_be_taken_back(planner):
+    planner.pin()
+    assert planner.board.buttons["pin"].description == "Unpin A"
+    planner.undo()
+    assert planner.board.buttons["pin"].description == "Pin as A"
+    planner.redo()
+    planner.controls["split"].value = "default"
+    planner.pin()  # another A, which can be taken back as well
+    planner.undo()
+    planner.board.open("A and B")
+    assert "Nothing to compare with" not in planner.board.comparison.box.children[0].value
+
+
+def test_a_pinned_stage_that_holds_the_plan_back_is_named():
+    planner = pg.Planner("llama-3.1-70b", pg.Cluster.uniform("H200", pp_size=4), split="30,11,20,19")
+    planner.board.stages.pins[0].value = True
+    assert "Stage 0, which is pinned, holds decode back." in planner.board.sentence.value
+    planner.close()
+
+
+def test_what_was_wrong_with_a_file_goes_with_the_next_plan(planner):
+    planner.board.open("Code and files")
+    planner.board.files._read(({"content": memoryview(b"{")},))
+    assert "alert" in planner.board.files.message.value
+    planner.controls["pp"].value = 3
+    assert planner.board.files.message.value == ""
+
+
+def test_an_engines_own_split_that_the_model_forbids_is_none_to_compare_with():
+    planner = pg.Planner("glm-5.2-fp8", pg.Cluster.uniform("H200", pp_size=4, tp_size=4))
+    assert "vLLM has no split of its own that could run here" in planner.board.sentence.value
+    planner.close()

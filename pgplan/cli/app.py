@@ -40,6 +40,11 @@ def serve(notebook: Path, *, with_browser: bool) -> int:
 
 def _application(token: str, *, with_browser: bool) -> Any:
     from voila.app import Voila
+    from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
+
+    # A page that is left asks for its kernel's end, without the token against pages of other sites, and would
+    # be refused. Without it one still has to be logged in, and to know the kernel's id, which is random.
+    VoilaShutdownKernelHandler.check_xsrf_cookie = lambda handler: None
 
     class App(Voila):  # type: ignore[misc]  # Voila has no types
         def initialize(self, argv: list[str] | None = None) -> None:

@@ -76,7 +76,9 @@ def _own_split(costing: Costing) -> Outcome | None:
         split = costing.engine.default_split(costing.model.num_layers, costing.cluster.pp_size)
     except PgplanError:
         return None
-    return weigh(costing, split) if min(split) >= 1 else None
+    cuts = {stop for _, stop in split_ranges(split)}
+    can_run = min(split) >= 1 and not cuts & {cut for cut, _ in costing.model.forbidden_cuts}
+    return weigh(costing, split) if can_run else None
 
 
 def worth(plan: Plan, quantity: str) -> float:

@@ -95,13 +95,12 @@ class Board:
         self._stop.on_click(lambda _: stop())
         self._waiting = row(html("waiting", told("status", "working out the plan ...")), self._stop)
         self._waiting.layout.display = "none"
-        self.bar = column(
-            row(*self.buttons.values(), name="bar"), self.proof.start, self.status, self._waiting
-        )
+        self.bar = column(row(*self.buttons.values(), name="bar"), self.proof.start, self._waiting)
         self.proof.start.layout.width = "98%"
         ruled = () if self.ruler is None else (self.ruler.framed(),)
         self.box = column(
             self.sentence,
+            self.status,
             *ruled,
             self.stages.box,
             self.picture.box,
@@ -110,6 +109,11 @@ class Board:
             flex="1 1 560px",
             min_width="0",
         )
+
+    @property
+    def gesture(self) -> int:
+        """Return which drag or key press on the ruler was the last."""
+        return 0 if self.ruler is None else int(self.ruler.gesture)
 
     @property
     def followed(self) -> tuple[W.Widget, ...]:

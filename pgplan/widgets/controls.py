@@ -110,7 +110,7 @@ class Controls:
         for field in ("max_model_len", "max_num_batched_tokens", "max_num_seqs"):
             given = getattr(load, field)
             by_name[field].value = "" if given is None else str(given)
-            by_name[field].placeholder = f"{getattr(plan.settings, field)} (default)"
+            by_name[field].placeholder = str(getattr(plan.settings, field))
 
     def tell(self, group: str, error: str) -> None:
         """Put a message beside the controls that it is about, and take the others away."""

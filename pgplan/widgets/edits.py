@@ -45,8 +45,11 @@ def edit(
         edited, moves = _with_workload(choice, field, value)
     else:
         edited, moves = _EDITS[field](choice, value, known, shown), []
+        if field == "gpu" and edited.pp_size != choice.pp_size:
+            moves = [f"pp_size {choice.pp_size} → {edited.pp_size}: so many devices are named"]
         if field == "model":
             edited, moves = _with_workload(edited, "", None)
+            moves += _forgotten(choice, edited)
     edited, more = _settle(edited, keep_split=field in ("split", "cuts", "step", "pinned"))
     return edited, (*moves, *more)
 
@@ -58,6 +61,16 @@ def _model(choice: Choice, value: Any, known: Known, shown: tuple[int, ...]) -> 
     source = known.source(str(value))
     # The dtype that was chosen for another model is not meant for this one.
     return replace(choice, source=source, dtype="auto", base=source.model, num_layers=source.model.num_layers)
+
+
+def _forgotten(before: Choice, after: Choice) -> list[str]:
+    """Say what was chosen for the model before, and does not stay for another one."""
+    moves = []
+    if before.dtype != after.dtype:
+        moves.append(f"dtype {before.dtype} → {after.dtype}: it was chosen for {before.source.model.name}")
+    if before.num_layers not in (before.source.model.num_layers, after.num_layers):
+        moves.append(f"layers {before.num_layers} → {after.num_layers}: all that {after.base.name} has")
+    return moves
 
 
 def _dtype(choice: Choice, value: Any, known: Known, shown: tuple[int, ...]) -> Choice:

@@ -27,6 +27,7 @@ class Files:
 
     def __init__(self, *, load: Callable[[Plan], None]) -> None:
         self._load = load
+        self._drawn: Plan | None = None
         self.code, self.links, self.message = html("code"), html("files"), html("message")
         self.upload = W.FileUpload(accept=".json", multiple=False, description="load plan.json")
         self.upload.add_class("pgplan-load")
@@ -35,6 +36,8 @@ class Files:
 
     def draw(self, scene: Scene) -> None:
         """Write the code, and the document and the report behind their links."""
+        if scene.plan != self._drawn:  # what was wrong with a file is of the plan that it was to replace
+            self.message.value, self._drawn = "", scene.plan
         self.code.value = text_html(plan_code(scene.choice), file="plan.py", label="code")
         name = escape(scene.plan.model.name)
         document = quote(scene.plan.to_json())

@@ -23,11 +23,13 @@ class Entry:
         choice: What was chosen.
         given: The plan that was assigned rather than made; ``None``: the choice makes it again.
         caveat: What must be said of the first change that is made to it.
+        reference: The plan that was pinned as A.
     """
 
     choice: Choice
     given: Plan | None = None
     caveat: str = ""
+    reference: Plan | None = None
 
 
 class History:
@@ -42,7 +44,7 @@ class History:
         self._entries = [first]
         self._at = 0
         self._clock = clock
-        self._last = ("", 0.0)
+        self._last = ("", 0.0, 0)
 
     @property
     def present(self) -> Entry:
@@ -59,24 +61,32 @@ class History:
         """Return what redo leads to."""
         return self._entries[self._at + 1] if self._at + 1 < len(self._entries) else None
 
-    def push(self, entry: Entry, *, field: str) -> None:
-        """Take in a new state, which an edit of ``field`` led to; what was undone before it is forgotten."""
+    def push(self, entry: Entry, *, field: str, gesture: int = 0) -> None:
+        """Take in a new state, which an edit of ``field`` led to; what was undone before it is forgotten.
+
+        Args:
+            entry: The state.
+            field: What was edited.
+            gesture: Which drag or key press it was, where that is known; else the clock tells drags apart.
+        """
         if entry == self.present:
             return
         now = self._clock()
-        is_dragging = field in DRAGGED and self._last[0] == field and now - self._last[1] < _DRAG_S
+        last_field, last_s, last_gesture = self._last
+        is_same = gesture == last_gesture if gesture else now - last_s < _DRAG_S
+        is_dragging = field in DRAGGED and last_field == field and is_same
         del self._entries[self._at + (0 if is_dragging else 1) :]
         self._entries.append(entry)
         del self._entries[:-_MOST_KEPT]
         self._at = len(self._entries) - 1
-        self._last = (field, now)
+        self._last = (field, now, gesture)
 
     def back(self) -> None:
         """Go one state back."""
         self._at -= 1 if self._at else 0
-        self._last = ("", 0.0)
+        self._last = ("", 0.0, 0)
 
     def forth(self) -> None:
         """Go one state forth."""
         self._at += 1 if self.after is not None else 0
-        self._last = ("", 0.0)
+        self._last = ("", 0.0, 0)

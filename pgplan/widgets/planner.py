@@ -144,8 +144,9 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def pin(self) -> None:
         """Keep the plan on display as A, to compare with; once more lets it go."""
-        same = self._scene.reference == self.plan
-        self._show(replace(self._scene, reference=None if same else self.plan))
+        reference = None if self._scene.reference == self.plan else self.plan
+        self._history.push(replace(self._history.present, reference=reference), field="pin")
+        self._show(replace(self._scene, reference=reference))
 
     def verify(self) -> None:
         """Verify the plan on display beside the planner; ``board.proof.wait()`` waits for it."""
@@ -252,7 +253,9 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         self._unread_split = found.unread_split
         self._known = self._known.plus(scene.choice)
         if found.field not in ("", "history"):
-            self._history.push(Entry(choice=scene.choice), field=found.field)
+            entry = Entry(choice=scene.choice, reference=self._scene.reference)
+            gesture = self.board.gesture if found.field == "cuts" else 0
+            self._history.push(entry, field=found.field, gesture=gesture)
             before = self._history.before
             moves += (before.caveat,) if before is not None and before.caveat else ()
         self._show(replace(scene, reference=self._scene.reference), words=". ".join(moves))
@@ -268,6 +271,7 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         """Show what the history says."""
         entry = self._history.present
         self._unread_split = ""
+        self._scene = replace(self._scene, reference=entry.reference)
         if entry.given is not None:
             self._answered(Answer(scene=study(entry.choice, entry.given)))
         else:
@@ -282,8 +286,9 @@ class Planner(W.HBox):  # type: ignore[misc]  # ipywidgets has no types
         choice, caveat = recognised(plan, now=now, brought=brought)
         self._known = self._known.plus(choice)
         self._unread_split = ""
-        self._history.push(Entry(choice=choice, given=plan, caveat=caveat), field="plan")
-        self._show(replace(study(choice, plan), reference=self._scene.reference))
+        reference = self._scene.reference
+        self._history.push(Entry(choice=choice, given=plan, caveat=caveat, reference=reference), field="plan")
+        self._show(replace(study(choice, plan), reference=reference))
 
     def _proven(self, record: Verification, plan: Plan) -> None:
         """Lay what was measured over the plan that it was measured of, if that is still on display."""

@@ -18,6 +18,9 @@ class Ruler {
     // Where Escape takes the focused handle back to.
     this.origin = 0;
     this.refused = -1;
+    this.isTold = false;
+    // Counts drags and key presses: each is one change to be taken back.
+    this.gesture = 0;
     this.drawing = new Drawing(el, {
       onSize: (by) => this.send("size_by", by),
       onPin: (stage) => this.pin(stage),
@@ -42,6 +45,7 @@ class Ruler {
     // is listened for at the window.
     element.setPointerCapture(event.pointerId);
     this.origin = this.cuts[handle];
+    this.begin();
     const offset = this.drawing.xOf(event) - this.drawing.placed.gaps[handle];
     const listening = new AbortController();
     this.drag = { handle, pointer: event.pointerId, offset, listening };
@@ -54,6 +58,11 @@ class Ruler {
       window.addEventListener(end, (ended) => this.release(ended), { signal });
     }
     this.schedule();
+  }
+
+  /** Let what follows be a change of its own. */
+  begin() {
+    this.gesture = Math.max(this.gesture, this.model.get("gesture")) + 1;
   }
 
   pull(event) {
@@ -84,6 +93,7 @@ class Ruler {
 
   press(event, handle) {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (!event.repeat) this.begin();
     const now = this.cuts[handle];
     const [low, high] = limits(this.cuts, handle, this.state.cells.length);
     const step = event.shiftKey ? STEP : 1;
@@ -121,6 +131,7 @@ class Ruler {
     const { cut, reason } = settle({ cuts: this.cuts, handle, layers, target, why, distance });
     this.refused = reason ? handle : -1;
     this.drawing.say(reason);
+    this.isTold = Boolean(reason);
     if (cut !== this.cuts[handle]) {
       this.cuts[handle] = cut;
       this.isDirty = true;
@@ -157,7 +168,10 @@ class Ruler {
    */
   receive() {
     this.due = null;
+    const before = this.state.cells;
     this.state = { ...this.model.get("frame"), ...this.model.get("figures") };
+    // What was refused to another model, or with other cuts, need not be now.
+    if (this.state.cells !== before) this.forget();
     if (!this.isAhead()) this.adopt();
     this.draw();
   }
@@ -177,7 +191,15 @@ class Ruler {
       this.drop();
       this.isDirty = false;
     }
+    if (String(next) !== String(this.cuts)) this.forget();
     this.cuts = [...next];
+  }
+
+  /** Take back what was said about a refusal. */
+  forget() {
+    if (this.isTold) this.drawing.say("");
+    this.isTold = false;
+    this.refused = -1;
   }
 
   send(name, value) {
@@ -189,6 +211,7 @@ class Ruler {
   flush() {
     if (!this.isDirty) return;
     this.isDirty = false;
+    this.model.set("gesture", this.gesture);
     this.send("cuts", [...this.cuts]);
   }
 

@@ -23,6 +23,7 @@ class Ruler(anywidget.AnyWidget):
     Attributes:
         frame, figures: What ``ruler_state`` says of the layers, and of the stages that the cuts make of them.
         cuts: The first layer of each stage but the first.
+        gesture: Counts drags and key presses; which one the cuts are of.
         pinned: Stages that keep their layers when the rest is balanced.
         size_by: What a cell's width tells: ``"weight"`` or ``"time"``.
         display: How CSS is to show the frame: ``"none"``, until a front end that runs the ruler empties it.
@@ -34,6 +35,7 @@ class Ruler(anywidget.AnyWidget):
     frame = traitlets.Dict().tag(sync=True)
     figures = traitlets.Dict().tag(sync=True)
     cuts = traitlets.List(traitlets.Int()).tag(sync=True)
+    gesture = traitlets.Int(0).tag(sync=True)
     pinned = traitlets.List(traitlets.Int()).tag(sync=True)
     size_by = traitlets.Enum(("weight", "time"), default_value="weight").tag(sync=True)
     display = traitlets.Unicode("none").tag(sync=True)

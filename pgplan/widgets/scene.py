@@ -148,6 +148,8 @@ def move_words(scene: Scene) -> str:
     if scene.best is not None:
         gain = change(worth(plan, resource), worth(scene.best, resource))
         return f"No single move helps; Auto gives {short_split(scene.best.split)}: {gain} {what}."
+    if plan.bottleneck.stage in scene.choice.pinned:
+        return f"Stage {plan.bottleneck.stage}, which is pinned, holds {what} back."
     if scene.choice.is_searched:
         among = " with these pins" if scene.choice.pinned else ""
         return f"No other split{among} is better for {scene.choice.objective}." if plan.fits else ""

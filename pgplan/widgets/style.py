@@ -14,9 +14,16 @@ import ipywidgets as W
 
 ALERT = "#D55E00"
 
+# Of dropdowns, in a grey that is seen in both themes; that of ipywidgets is black in both.
+_ARROW = (
+    """url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E"""
+    """%3Cpath d='M5.5 7.5 9 11l3.5-3.5' fill='none' stroke='%23808080' stroke-width='1.5'/%3E%3C/svg%3E")"""
+)
+
 STYLE_SHEET = """<style>
 .pgplan-planner{--pgplan-line:color-mix(in srgb,currentColor 22%,transparent);
-  --pgplan-soft:color-mix(in srgb,currentColor 6%,transparent);font-size:13px;line-height:1.4}
+  --pgplan-soft:color-mix(in srgb,currentColor 6%,transparent);font-size:13px;line-height:1.4;
+  --jp-widgets-dropdown-arrow:ARROW}
 .pgplan-planner .pgplan-controls{background:var(--pgplan-soft);border-radius:6px;padding:6px 8px}
 .pgplan-planner .pgplan-controls .widget-inline-hbox{margin:1px 0}
 .pgplan-planner .pgplan-controls .widget-label{font-size:12px}
@@ -47,7 +54,7 @@ STYLE_SHEET = """<style>
 .pgplan-planner .pgplan-told{border-left:3px solid #D55E00;padding-left:6px}
 .pgplan-planner .pgplan-old .widget-tab-contents{opacity:.45;pointer-events:none;user-select:none}
 .pgplan-still{display:none}
-</style>"""
+</style>""".replace("ARROW", _ARROW)
 
 
 def button(
