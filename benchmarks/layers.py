@@ -24,8 +24,9 @@ import torch
 from recording import machine
 
 import pgplan as pg
+from pgplan.cost.batch import experts_touched
 from pgplan.cost.sharding import layer_bytes, rank_bytes
-from pgplan.cost.timing import attention_operations, experts_touched
+from pgplan.cost.timing import attention_operations
 from pgplan.model.spec import LayerSpec, ModelSpec
 from pgplan.verification.passes import Pass, times_s
 from pgplan.verification.pieces import Step

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import pgplan as pg
+from pgplan.cost.batch import Batch
 from pgplan.cost.communication import all_gather_s, all_reduce_s
 from pgplan.cost.fitting import _least_squares, fit_rates, points_of, seen_classes, with_fit
 from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.cost.rates import Rates
-from pgplan.cost.timing import Batch, by_part, embedding_work, head_work, layer_work
+from pgplan.cost.timing import by_part, embedding_work, head_work, layer_work
 from pgplan.errors import CalibrationError
 from pgplan.hardware.calibration_rows import EndReduceTimes, EndTimes, LayerTimes, LinkTimes, ReduceTimes
 from pgplan.hardware.interpolation import Curve, Grid

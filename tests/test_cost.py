@@ -8,15 +8,16 @@ import pytest
 
 import pgplan as pg
 from pgplan.cost import memory as sizes
+from pgplan.cost.batch import Batch, experts_touched
 from pgplan.cost.communication import all_reduce_s, handoff_bytes, handoff_s
 from pgplan.cost.pipeline import flow
-from pgplan.cost.rates import Rates
+from pgplan.cost.rates import Rates, Work
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes, rank_shape
-from pgplan.cost.timing import Batch, Parts, by_part, experts_touched, layer_work, product_work
+from pgplan.cost.timing import Parts, by_part, kernels_of, layer_work, product_work
 from pgplan.errors import DivisibilityError
 from pgplan.hardware import own_link
 from pgplan.model.spec import LayerSpec, Weight
-from pgplan.model.storage import dtype_storage
+from pgplan.model.storage import dtype_storage, fp8
 
 BFLOAT16 = dtype_storage("bfloat16")
 H200 = pg.find_gpu("H200")
@@ -100,7 +101,7 @@ def test_decode_of_a_layer_is_bound_by_its_bytes() -> None:
         tokens=1, sequences=1, context=512, cached=512, decode=True, element_bytes=2, kv_element_bytes=2
     )
     parts = dict(roofline_parts(LLAMA_70B, layer, batch))
-    stream = 4.8e12 * 0.883 * 0.90
+    stream = 4.8e12 * 0.883 * 0.96
     assert parts["matmul"] == pytest.approx(layer_bytes(layer, tp_size=1) / stream, rel=0.001)
 
 
@@ -135,8 +136,70 @@ def test_a_layer_is_timed_within_the_stated_error(
         kv_element_bytes=2,
     )
     parts = roofline_parts(LLAMA_70B, LLAMA_70B.kinds[0], batch)
-    # The rates were read off these very measurements, so they agree better than the stated 25 %.
-    assert sum(seconds for _, seconds in parts) == pytest.approx(measured_s, rel=0.12)
+    # The shares were fitted to this project's own kernels, and know nothing of these measurements.
+    assert sum(seconds for _, seconds in parts) == pytest.approx(measured_s, rel=0.06)
+
+
+def test_where_memory_and_arithmetic_take_as_long_neither_hides_all_of_the_other() -> None:
+    rates = Rates.roofline(H200)
+    stream, compute = rates.stream_rate("weights"), rates.compute_rate("product", "bf16")
+    both = Work(part="matmul", operations=compute * 1e-3, moved_bytes=stream * 1e-3)
+    assert rates.seconds(replace(both, operations=0)) == pytest.approx(1e-3)
+    assert rates.seconds(both) == pytest.approx(2 ** (1 / 3) * 1e-3)
+    # A tenth of the time beside it does not show.
+    assert rates.seconds(replace(both, operations=compute * 1e-4)) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_norms_and_low_rank_queries_are_kernels_of_their_own() -> None:
+    def kernels(name: str) -> list[int]:
+        return [kernels_of(kind) for kind in pg.load_model(name).kinds]
+
+    # Two norms, six of attention, three of the MLP.
+    assert kernels("llama-3.1-70b") == [11]
+    # Two norms more around each block.
+    assert kernels("gemma-3-27b") == [13, 13]
+    # Latent attention has eight; experts six, and shared ones four more.
+    assert kernels("deepseek-v2-lite") == [2 + 8 + 3, 2 + 8 + 6 + 4]
+    # Low-rank queries have two more; products in fp8 have one for each input: four of attention, two of the
+    # MLP or of the experts, two of shared ones.
+    assert kernels("deepseek-v3") == [2 + 10 + 3 + 4 + 2, 2 + 10 + 6 + 4 + 4 + 2 + 2]
+
+
+def test_inputs_of_narrow_products_are_rounded_first() -> None:
+    plain = LLAMA_70B.kinds[0]
+    narrow = replace(
+        plain,
+        weights=tuple(
+            replace(found, storage=fp8(block=(1, 0))) if found.is_matrix else found for found in plain.weights
+        ),
+    )
+    # Four inputs: that of q, k and v, of the output, of gate and up, and of down.
+    assert kernels_of(narrow) - kernels_of(plain) == 4
+
+    def moved(layer: LayerSpec) -> float:
+        return layer_work(LLAMA_70B, layer, CHUNK, tp_size=1)[-1].moved_bytes
+
+    # Read in two bytes, written in one.
+    assert moved(narrow) - moved(plain) == 4096 * (8192 + 8192 + 8192 + 28672) * 3
+
+
+def test_a_chunk_behind_cached_latents_projects_them_again() -> None:
+    model = pg.load_model("deepseek-v2-lite")
+    layer = model.kinds[0]
+    up = next(found for found in layer.weights if found.name.endswith("kv_b_proj"))
+
+    def operations(batch: Batch) -> float:
+        return sum(
+            work.operations for work in layer_work(model, layer, batch, tp_size=1) if work.part == "matmul"
+        )
+
+    whole = replace(CHUNK, tokens=4096, sequences=1, context=2048, cached=2048)
+    second_half = replace(whole, context=2048 + 4096)
+    again = product_work(up, layer, replace(whole, tokens=4096), tp_size=1).operations
+    assert operations(second_half) - operations(whole) == pytest.approx(again)
+    # Decode attends to the latents themselves.
+    step = replace(whole, tokens=64, sequences=64, context=4096, decode=True)
+    assert operations(step) == pytest.approx(operations(replace(step, context=64)))
 
 
 @pytest.mark.parametrize("depth", [2048, 8192])

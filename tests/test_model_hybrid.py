@@ -12,9 +12,10 @@ import pytest
 import torch
 from built_models import SMALL, Both, Case, decoder_layers, read_and_built, size
 
+from pgplan.cost.batch import Batch
 from pgplan.cost.rates import roofline_error
 from pgplan.cost.sharding import check_tp_size, rank_bytes
-from pgplan.cost.timing import Batch, state_work
+from pgplan.cost.timing import state_work
 from pgplan.errors import HardwareError, ModelError
 from pgplan.model import (
     LayerSpec,

@@ -1,10 +1,10 @@
 """Fit a device's efficiencies to the times of layers that were measured on it.
 
-Each time is explained as its work at some rates (``cost.rates``): per piece of work the longer of arithmetic
-and bytes, plus the shortest time of its kernels. The logarithms of the rates are found by damped least
-squares (Levenberg-Marquardt) on the logarithms of the times, so that a microsecond step counts as much as a
-prefill of milliseconds; a weak pull towards the roofline holds what no time depends on, and no share goes
-above 1, the data sheet, where there is one to rely on.
+Each time is explained as its work at some rates (``cost.rates``): per piece of work arithmetic and bytes,
+mostly the longer of both, plus the shortest time of its kernels. The logarithms of the rates are found by
+damped least squares (Levenberg-Marquardt) on the logarithms of the times, so that a microsecond step counts
+as much as a prefill of milliseconds; a weak pull towards the roofline holds what no time depends on, and no
+share goes above 1, the data sheet, where there is one to rely on.
 
 Glossary
     theta     logarithms of the classes' shares, in the order of ``_CLASSES``
@@ -17,9 +17,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
+from pgplan.cost.batch import Batch
 from pgplan.cost.pricing import ends_digest, layer_digest
 from pgplan.cost.rates import Rates, Work
-from pgplan.cost.timing import Batch, head_work, layer_work
+from pgplan.cost.timing import head_work, layer_work
 from pgplan.hardware import GPU, Calibration
 from pgplan.hardware.calibration import Efficiencies, Fit
 from pgplan.hardware.calibration_rows import EndTimes, LayerTimes

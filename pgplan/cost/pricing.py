@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pgplan.codec import to_data
+from pgplan.cost.batch import Batch
 from pgplan.cost.communication import all_gather_s, all_reduce_s, handoff_s
 from pgplan.cost.rates import Rates, Tier, Work, roofline_error
-from pgplan.cost.timing import EMBEDDING, HEAD, Batch, Parts, by_part, embedding_work, head_work, layer_work
+from pgplan.cost.timing import EMBEDDING, HEAD, Parts, by_part, embedding_work, head_work, layer_work
 from pgplan.errors import CalibrationError
 from pgplan.hardware import GPU, Calibration, Link
 from pgplan.hardware.interpolation import Curve

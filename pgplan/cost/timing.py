@@ -1,7 +1,7 @@
 """What a layer, the head and the embedding do on one rank, and how long that takes at given rates.
 
-Every product is bounded by its arithmetic and by the bytes it moves, whichever takes longer; attention,
-element-wise work and the shortest time of a kernel add to that. The work follows from model and batch
+Every product is bounded by its arithmetic and by the bytes it moves, mostly by what takes longer; attention,
+element-wise work and the shortest time of each kernel add to that. The work follows from model and batch
 alone, so efficiencies can be fitted to measured times of it.
 
 Glossary
@@ -13,9 +13,9 @@ Glossary
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from pgplan.cost.batch import Batch, attended_keys, experts_touched, padded_rows, projected_again
 from pgplan.cost.rates import Rates, Work
 from pgplan.cost.sharding import rank_bytes, rank_shape
 from pgplan.model.flops import STATE_CHUNKS, state_flops
@@ -24,14 +24,19 @@ from pgplan.model.spec import AttentionSpec, LayerSpec, ModelSpec, StateSpec, We
 Parts = tuple[tuple[str, float], ...]
 EMBEDDING, HEAD = "embedding", "head and sampler"
 
-# Kernels of a decoder layer as engines fuse it. Attention: norm, two products, rotary, cache write and
-# attention; recurrence: norm, two products, convolution, gates, scan, gated norm; MLP: norm, two products,
-# activation. A router adds top-k, sorting and the gather, MLA its two extra projections and norms.
+# Kernels of a decoder layer as engines and this project's own stages fuse it, beside one for each norm.
+# Attention: two products, rotary positions with the norms of heads, keys, values into the cache, attention.
+# Latent attention: products for queries, latents and output and two that are absorbed, rotary positions, the
+# cache write, attention; queries of low rank add a product and a norm. Recurrence: two products, convolution,
+# gates, scan, gated norm. MLP: two products, activation. Experts: router, top-k, sorting, both products with
+# the activation in the first, the weighted sum; shared ones are an MLP and a sum.
 _KERNELS_ATTENTION = 6
-_KERNELS_STATE = 7
-_KERNELS_MLP = 4
-_KERNELS_ROUTER = 5
-_KERNELS_MLA = 4
+_KERNELS_LATENT = 8
+_KERNELS_LOW_RANK = 2
+_KERNELS_STATE = 6
+_KERNELS_MLP = 3
+_KERNELS_EXPERTS = 6
+_KERNELS_SHARED = 4
 # Two projections with their norm and rotary part, the cache write, scores, and the selection.
 _KERNELS_INDEXER = 6
 # What filling and emptying the pipeline of a tile costs, in depth of the product: four stages of 64, as
@@ -42,29 +47,10 @@ _KERNELS_INDEXER = 6
 _TILE_DEPTH = 256
 # Kinds of attention whose keys and values are one vector for all heads.
 _LATENT = ("mla", "compressed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Describe one microbatch as a layer sees it.
-
-    Args:
-        tokens: Tokens that pass through the layer.
-        sequences: Requests that they belong to.
-        context: Tokens that each token attends to, on average, before any window.
-        cached: Tokens of each sequence whose keys and values are read from the cache.
-        decode: Whether each sequence has one new token.
-        element_bytes: Bytes per element of the activations.
-        kv_element_bytes: Bytes per element of the KV cache.
-    """
-
-    tokens: int
-    sequences: int
-    context: float
-    cached: float
-    decode: bool
-    element_bytes: int
-    kv_element_bytes: int
+# Bytes per element of activations that are rounded for a product, by the operands that it takes.
+_ROUNDED_BYTES = {"fp8": 1.0, "int8": 1.0, "fp4": 0.5}
+# How the names of low-rank queries end, and of what makes keys and values of latents.
+_LOW_RANK, _LATENT_UP = "q_a_proj", "kv_b_proj"
 
 
 def by_part(work: tuple[Work, ...], rates: Rates) -> Parts:
@@ -80,26 +66,54 @@ def layer_work(model: ModelSpec, layer: LayerSpec, batch: Batch, *, tp_size: int
     work = [
         product_work(weight, layer, batch, tp_size=tp_size) for weight in layer.weights if weight.is_matrix
     ]
-    kernels = (_KERNELS_MLP if layer.has_mlp else 0) + (_KERNELS_ROUTER if layer.num_experts else 0)
     if layer.attention is not None:
         work.append(_attention_work(layer.attention, batch, tp_size=tp_size))
-        kernels += _KERNELS_ATTENTION + (_KERNELS_MLA if layer.attention.kind in _LATENT else 0)
         if layer.attention.index_heads:
             work.append(_index_work(layer.attention, batch))
-            kernels += _KERNELS_INDEXER
+    if cached := projected_again(layer, batch):
+        up = next(weight for weight in layer.weights if weight.name.endswith(_LATENT_UP))
+        work.append(product_work(up, layer, replace(batch, tokens=round(cached)), tp_size=tp_size))
     if layer.state is not None:
         work.append(state_work(layer.state, batch, tp_size=tp_size))
-        kernels += _KERNELS_STATE
     work.append(
         Work(
             part="element-wise",
             moved_bytes=_elementwise_bytes(model, layer, batch, tp_size),
             streaming="copy",
-            kernels=kernels,
+            kernels=kernels_of(layer),
             prefill=not batch.decode,
         )
     )
     return tuple(work)
+
+
+def kernels_of(layer: LayerSpec) -> int:
+    """Count the kernels that a layer is, as engines fuse it.
+
+    >>> from pgplan.model import load_model
+    >>> [kernels_of(load_model(name).layers[-1]) for name in ("llama-3.1-8b", "gemma-3-27b", "qwen3-30b-a3b")]
+    [11, 13, 14]
+    """
+    parts = {weight.part for weight in layer.weights}
+    count = sum(weight.part == "norm" for weight in layer.weights)
+    if (attention := layer.attention) is not None:
+        count += _KERNELS_LATENT if attention.kind in _LATENT else _KERNELS_ATTENTION
+        count += _KERNELS_LOW_RANK * any(weight.name.endswith(_LOW_RANK) for weight in layer.weights)
+        count += _KERNELS_INDEXER if attention.index_heads else 0
+    count += _KERNELS_STATE if layer.state is not None else 0
+    count += _KERNELS_EXPERTS if layer.num_experts else 0
+    count += _KERNELS_MLP if "mlp" in parts else 0
+    count += _KERNELS_SHARED if "shared_experts" in parts else 0
+    return count + len(_rounded_inputs(layer))
+
+
+def _rounded_inputs(layer: LayerSpec) -> dict[tuple[str, str, int], Weight]:
+    """Return, of products that take narrow operands, one for each input: what reads the same shares it."""
+    return {
+        (weight.part, weight.shard, weight.cols): weight
+        for weight in layer.weights
+        if weight.is_matrix and weight.storage.compute in _ROUNDED_BYTES
+    }
 
 
 def product_work(
@@ -122,35 +136,6 @@ def product_work(
         moved_bytes=touched * all_bytes + tokens * (rows + cols) * batch.element_bytes,
         streaming="expert_weights" if routed else "weights",
     )
-
-
-def experts_touched(layer: LayerSpec, tokens: int) -> float:
-    """Return the expected number of distinct experts that ``tokens`` tokens visit, if routed evenly.
-
-    Each token misses a given expert with probability 1 - k/E, so E (1 - (1 - k/E)^n) are visited.
-
-    >>> layer = LayerSpec(attention=None, weights=(), num_experts=128, experts_per_token=8)
-    >>> round(experts_touched(layer, 1)), round(experts_touched(layer, 64))
-    (8, 126)
-    """
-    experts = layer.num_experts
-    return experts * (1.0 - (1.0 - layer.experts_per_token / experts) ** tokens) if experts else 0.0
-
-
-def padded_rows(layer: LayerSpec, tokens: int) -> float:
-    """Return the rows that a grouped product multiplies for ``tokens`` tokens, padding included.
-
-    An expert's tokens are multiplied in blocks, whose last is half empty on average. Engines and this
-    project's own kernels take blocks of about as many rows as an expert has tokens, between 16 and 128.
-
-    >>> layer = LayerSpec(attention=None, weights=(), num_experts=128, experts_per_token=8)
-    >>> round(padded_rows(layer, 64)), round(padded_rows(layer, 4096))
-    (2015, 40960)
-    """
-    touched = experts_touched(layer, tokens)
-    each = tokens * layer.experts_per_token / touched
-    block = min(128, max(16, 1 << math.ceil(each - 1).bit_length()))
-    return touched * max(block, each + block / 2)
 
 
 def head_work(model: ModelSpec, rows: int, batch: Batch, *, tp_size: int) -> tuple[Work, ...]:
@@ -180,21 +165,6 @@ def attention_operations(spec: AttentionSpec, *, tokens: float, context: float, 
     """Return the operations of scores and weighted sum: ``2 n ctx`` per head and element."""
     heads = spec.q_heads / tp_size
     return 2.0 * tokens * context * heads * (spec.head_dim + spec.v_head_dim)
-
-
-def attended_keys(spec: AttentionSpec, context: float) -> float:
-    """Return the keys that a token attends to, of ``context`` tokens before it.
-
-    >>> from pgplan.model import load_model
-    >>> spec = load_model("deepseek-v3.2").layers[0].attention
-    >>> attended_keys(spec, 1000), attended_keys(spec, 100_000)
-    (1000, 2048)
-    """
-    near = min(context, spec.window) if spec.window else context
-    if spec.kind == "compressed":
-        entries = context / spec.compression if spec.compression else 0.0
-        return near + (min(entries, spec.topk) if spec.topk else entries)
-    return min(near, spec.topk) if spec.topk else near
 
 
 def _attention_work(spec: AttentionSpec, batch: Batch, *, tp_size: int) -> Work:
@@ -271,7 +241,10 @@ def _elementwise_bytes(model: ModelSpec, layer: LayerSpec, batch: Batch, tp_size
     """Count the bytes that norms, residuals, rotary and activation move per microbatch.
 
     Two fused residual-norms read and write two streams each (8 h), rotary reads and writes what it turns
-    (2 per projected element), the activation reads gate and up and writes their product (3 I).
+    (2 per projected element), the activation reads gate and up and writes their product (3 I). What each of
+    its experts made of a token is read again to be summed (k h), shared experts are added to that (3 h). Of
+    latents, keys are put together from two parts and values widened to their width (read and written).
+    Inputs of products in fewer bits are read and written rounded.
     """
     rotated = activated = 0
     for weight in layer.weights:
@@ -282,5 +255,18 @@ def _elementwise_bytes(model: ModelSpec, layer: LayerSpec, batch: Batch, tp_size
             rotated += rows
         elif weight.shard == "row" and weight.part != "attention":
             activated += cols * (layer.experts_per_token if weight.part == "experts" else 1)
-    per_token = 8 * model.hidden_size + 2 * rotated + 3 * activated
-    return float(batch.tokens * per_token * batch.element_bytes)
+    hidden = model.hidden_size
+    summed = layer.experts_per_token * hidden if layer.num_experts else 0
+    if any(weight.part == "shared_experts" for weight in layer.weights):
+        summed += 3 * hidden
+    elements = 1.0 * batch.tokens * (8 * hidden + 2 * rotated + 3 * activated + summed)
+    spec = layer.attention
+    if spec is not None and spec.kind == "mla" and not spec.topk and not batch.decode:
+        joined = 3 * spec.head_dim - spec.rope_dim + spec.v_head_dim
+        elements += (batch.tokens + projected_again(layer, batch)) * joined * spec.q_heads / tp_size
+    rounded = 0.0
+    for weight in _rounded_inputs(layer).values():
+        _, cols = rank_shape(weight, tp_size=tp_size)
+        copies = layer.experts_per_token if weight.part == "experts" and weight.shard == "row" else 1
+        rounded += copies * cols * (batch.element_bytes + _ROUNDED_BYTES[weight.storage.compute])
+    return elements * batch.element_bytes + batch.tokens * rounded

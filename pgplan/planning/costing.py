@@ -12,10 +12,11 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from pgplan.cost import memory as sizes
+from pgplan.cost.batch import Batch
 from pgplan.cost.pricing import added_parts, weakest
 from pgplan.cost.rates import Tier
 from pgplan.cost.sharding import check_tp_size, layer_bytes, rank_bytes
-from pgplan.cost.timing import Batch, Parts
+from pgplan.cost.timing import Parts
 from pgplan.engines import Engine, StageMemory
 from pgplan.errors import PlanError
 from pgplan.hardware import Calibration, Cluster

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
+from pgplan.cost.batch import Batch
 from pgplan.cost.communication import handoff_bytes
 from pgplan.cost.pricing import Price, Pricer, weakest
-from pgplan.cost.timing import Batch, Parts
+from pgplan.cost.timing import Parts
 from pgplan.errors import CalibrationError
 from pgplan.hardware import GPU, Calibration, Cluster, Link
 from pgplan.model.spec import ModelSpec
