@@ -109,9 +109,9 @@ def test_pins_moves_and_comparisons_go_by_it(planner: pg.Planner) -> None:
 def test_the_ruler_sizes_cells_by_its_times(planner: pg.Planner) -> None:
     if planner.board.ruler is None:
         pytest.skip("the ruler needs the lab extra")
-    words = planner.board.ruler.frame["kinds"][0]["words"]
+    share = planner.board.ruler.frame["kinds"][0]["time"]
     planner.controls["times"].value = "data sheet"
-    assert planner.board.ruler.frame["kinds"][0]["words"] != words
+    assert planner.board.ruler.frame["kinds"][0]["time"] != share
 
 
 def test_the_user_chooses(planner: pg.Planner) -> None:
