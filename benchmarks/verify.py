@@ -9,6 +9,7 @@ times measured rather than roofline, and the best splits those of this GPU.
     python benchmarks/verify.py --calibration h200.json --shape 4x1 --limit 400
     python benchmarks/verify.py --calibration h200.json --shape 2x1 --share 0/2   # every second case
     python benchmarks/verify.py --calibration h200.json --shape 8x1,4x2,2x4 --models qwen3-235b-a22b
+    python benchmarks/verify.py --unseen --out benchmarks/results/verify/unseen --calibration h200
     python benchmarks/verify.py --quantized --out benchmarks/results/verify/quantized --calibration h200
     python benchmarks/verify.py --faults                      # too big by 1 %, and a worker that is killed
     python benchmarks/verify.py --command --calibration h200.json   # from the command to the report
@@ -45,6 +46,27 @@ MODELS = (
     "gemma-3-27b",
     "qwen3-30b-a3b",
     "deepseek-v2-lite",
+)
+# Models whose layers no calibration holds and no rate was fitted to, what differs most from those first.
+UNSEEN = (
+    "qwen3-32b",
+    "mixtral-8x7b",
+    "mistral-small-24b",
+    "gemma-3-12b",
+    "olmoe-1b-7b",
+    "qwen2.5-72b",
+    "minicpm3-4b",
+    "glm-4.5-air",
+    "phi-4",
+    "olmo-2-13b",
+    "mistral-nemo-12b",
+    "qwen2-57b-a14b",
+    "gemma-2-9b",
+    "qwen3-14b",
+    "yi-34b",
+    "llama-2-13b",
+    "llama-3.2-3b",
+    "qwen3-4b",
 )
 # What tells the most comes first: time may end before the last case.
 SHAPES = "4x1,2x2,2x1"
@@ -88,7 +110,11 @@ class Case:
         return pg.plan(
             model,
             pg.Cluster.uniform(GPU, pp_size=self.pp_size, tp_size=self.tp_size),
-            workload=replace(WORKLOAD, kv_dtype=self.kv_dtype),
+            workload=replace(
+                WORKLOAD,
+                kv_dtype=self.kv_dtype,
+                max_model_len=min(WORKLOAD.max_model_len, model.max_position_embeddings),
+            ),
             split=self.split,
             objective=self.objective,
             calibration=self.calibration,
@@ -118,6 +144,13 @@ def quick_cases(gpus: int, calibration: str | None) -> list[Case]:
             ("deepseek-v2-lite", 8),
             ("gemma-3-27b", 12),
         )
+    ]
+
+
+def unseen_cases(calibration: str | None) -> list[Case]:
+    """Return cases of models whose times nothing rests on: each as two stages of its engine's own split."""
+    return [
+        Case(model=model, pp_size=2, tp_size=1, split="default", calibration=calibration) for model in UNSEEN
     ]
 
 
@@ -181,6 +214,8 @@ def chosen(args: argparse.Namespace, gpus: int) -> list[Case]:
     cases = all_cases(shapes, args.models.split(","), args.calibration)
     if args.quick:
         cases = quick_cases(gpus, args.calibration)
+    if args.unseen:
+        cases = unseen_cases(args.calibration)
     if args.quantized:
         cases = quantized_cases(args.calibration)
     wanted = [case for case in cases if any(word in case.name for word in args.only.split(","))]
@@ -220,6 +255,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few layers of each kind of model")
     parser.add_argument(
         "--quantized", action="store_true", help="quantized weights and caches, on two GPUs; give --out too"
+    )
+    parser.add_argument(
+        "--unseen", action="store_true", help="models that no calibration holds; give --out too"
     )
     parser.add_argument("--list", action="store_true", help="print the cases and end")
     parser.add_argument("--summary", action="store_true", help="print what the documents say, and end")
