@@ -82,7 +82,7 @@ def test_other_sizes_and_tilings_do_the_same(device: str, tokens: int) -> None:
         turned,
         present,
         scale=0.1,
-        tiling=replace(Tiling.of(5), tokens=tokens),
+        tiling=replace(Tiling.of(5, 64), tokens=tokens),
         splits=2,
     )
     assert equal(found, attended(absorbed, turned, present, 0.1), found.dtype)

@@ -13,6 +13,7 @@ Glossary
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from pgplan.cost.batch import Batch, attended_keys, experts_touched, padded_rows, projected_again
@@ -179,7 +180,7 @@ def _attention_work(spec: AttentionSpec, batch: Batch, *, tp_size: int) -> Work:
     if latent and spec.kind == "mla":
         # Decode attends in the latent space: every head against the same compressed keys and values.
         width = 2 * spec.kv_lora_rank + spec.rope_dim
-        operations = 2.0 * batch.tokens * context * spec.q_heads / tp_size * width
+        operations = 2.0 * batch.tokens * context * _tiled_heads(spec.q_heads / tp_size) * width
     return Work(
         part="attention",
         operations=operations,
@@ -187,6 +188,11 @@ def _attention_work(spec: AttentionSpec, batch: Batch, *, tp_size: int) -> Work:
         moved_bytes=kv_bytes,
         streaming="latent_cache" if latent else "cache",
     )
+
+
+def _tiled_heads(heads: float) -> int:
+    """Return the heads that a kernel for latents multiplies, which takes them in tiles of 16, 32 or 64."""
+    return next((tile for tile in (16, 32) if heads <= tile), 64 * math.ceil(heads / 64))
 
 
 def _has_window(spec: AttentionSpec, batch: Batch) -> bool:
@@ -241,7 +247,8 @@ def _elementwise_bytes(model: ModelSpec, layer: LayerSpec, batch: Batch, tp_size
     """Count the bytes that norms, residuals, rotary and activation move per microbatch.
 
     Two fused residual-norms read and write two streams each (8 h), rotary reads and writes what it turns
-    (2 per projected element), the activation reads gate and up and writes their product (3 I). What each of
+    (2 per projected element), keys and values are read and written into the cache, the activation reads gate
+    and up and writes their product (3 I). What each of
     its experts made of a token is read again to be summed (k h), shared experts are added to that (3 h). Of
     latents, keys are put together from two parts and values widened to their width (read and written).
     Inputs of products in fewer bits are read and written rounded.
@@ -261,6 +268,8 @@ def _elementwise_bytes(model: ModelSpec, layer: LayerSpec, batch: Batch, tp_size
         summed += 3 * hidden
     elements = 1.0 * batch.tokens * (8 * hidden + 2 * rotated + 3 * activated + summed)
     spec = layer.attention
+    if spec is not None:
+        elements += 2.0 * batch.tokens * spec.kv_elements_per_token(tp_size=tp_size)
     if spec is not None and spec.kind == "mla" and not spec.topk and not batch.decode:
         joined = 3 * spec.head_dim - spec.rope_dim + spec.v_head_dim
         elements += (batch.tokens + projected_again(layer, batch)) * joined * spec.q_heads / tp_size
