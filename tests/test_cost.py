@@ -150,6 +150,11 @@ def test_where_memory_and_arithmetic_take_as_long_neither_hides_all_of_the_other
     assert rates.seconds(replace(both, operations=compute * 1e-4)) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_products_in_fp16_hold_less_than_in_bf16() -> None:
+    rates = Rates.roofline(H200)
+    assert rates.compute_rate("product", "fp16") == 0.96 * rates.compute_rate("product", "bf16")
+
+
 def test_norms_and_low_rank_queries_are_kernels_of_their_own() -> None:
     def kernels(name: str) -> list[int]:
         return [kernels_of(kind) for kind in pg.load_model(name).kinds]
