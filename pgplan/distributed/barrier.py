@@ -12,6 +12,8 @@ its own time is up.
 from __future__ import annotations
 
 import math
+import os
+import socket
 import time
 from collections.abc import Iterable
 
@@ -21,7 +23,7 @@ from pgplan.distributed.board import Board, board_bytes
 from pgplan.distributed.memory_files import open_shared_file, shared_file
 from pgplan.distributed.mesh import Mesh, name_ranks
 from pgplan.distributed.wire import Kind, Parcel, board_frame, business_frame
-from pgplan.errors import GroupTimeoutError
+from pgplan.errors import GroupError, GroupTimeoutError, MessageError
 
 ANNOUNCE_AFTER_S = 0.05
 # How long a rank waits awake at the board. It gives its core to whoever wants it, as in ``mesh.AWAKE_S``.
@@ -75,10 +77,13 @@ class Barriers:
             self._arrived[rank] = number
             self.announced = max(self.announced, number)
         elif kind == Kind.GAVE_UP:
-            self._gave_up[rank] = self._latest_given_up = number
+            self._gave_up[rank] = number
+            self._latest_given_up = max(self._latest_given_up, number)
             self._gave_up_s[rank] = parcel.sent_s
-        elif kind == Kind.BOARD and parcel.body is not None:
-            self.board = Board(parcel.body, rank=self.rank, world_size=len(self._arrived))
+        elif kind == Kind.BOARD and rank == 0 and self.board is None and parcel.body is not None:
+            world_size = len(self._arrived)
+            if len(parcel.body) == board_bytes(world_size):  # else it is no board of this group
+                self.board = Board(parcel.body, rank=self.rank, world_size=world_size)
 
     def passed(self, present: Iterable[int]) -> bool:
         """Return whether this rank may go on."""
@@ -101,48 +106,70 @@ class Barriers:
 
 def share_board(mesh: Mesh, barriers: Barriers, *, max_message_bytes: int) -> None:
     """Make the group's board and send it to everybody, where ranks can share memory; at one rank alone."""
-    size_bytes = board_bytes(len(mesh.links) + 1)
+    world_size = len(mesh.links) + 1
+    size_bytes = board_bytes(world_size)
     may = BOARDS_WORK and size_bytes <= max_message_bytes
-    if not may or (descriptor := shared_file(size_bytes)) is None:
+    takes_files = all(link.socket.family == socket.AF_UNIX for link in mesh.links.values())
+    if not may or not takes_files or (descriptor := shared_file(size_bytes)) is None:
+        return
+    try:
+        # Mapped here first: without a descriptor left for that, nobody is told of a board.
+        memory = open_shared_file(os.dup(descriptor), size_bytes)
+    except (OSError, MessageError):
+        os.close(descriptor)
         return
     frame = board_frame(size_bytes)
     for link in mesh.links.values():
         link.put_file(frame, descriptor)
-    barriers.board = Board(
-        open_shared_file(descriptor, size_bytes), rank=mesh.rank, world_size=len(mesh.links) + 1
-    )
+    os.close(descriptor)
+    barriers.board = Board(memory, rank=mesh.rank, world_size=world_size)
 
 
 def meet(mesh: Mesh, barriers: Barriers, timeout_s: float) -> None:
     """Come to the next barrier and wait for the ranks present, as ``StatelessProcessGroup.barrier`` says.
 
     At the board the last to come releases the others, and tells those that sleep. Who has waited there in
-    vain goes on by messages; whoever has no board yet makes everybody do so.
+    vain goes on by messages; whoever has no board yet makes everybody do so. Who is interrupted gives the
+    barrier up, or its next one would be taken for this one.
     """
+    if not isinstance(timeout_s, int | float) or not timeout_s >= 0:  # nor is NaN
+        raise GroupError(f"a barrier's timeout must be 0 seconds or more, but is {timeout_s}")
     start_s = time.monotonic()
     number, board = barriers.enter(), barriers.board
-    if board is not None and board.come(number):
-        for rank in board.sleepers(number):
-            mesh.links[rank].tell(Kind.RELEASED, number)
-    elif board is None or not _is_seen_released(board, number, start_s + min(BOARD_S, timeout_s)):
-        _meet_by_messages(mesh, barriers, number, start_s, timeout_s)
+    try:
+        if board is None:
+            _meet_by_messages(mesh, barriers, number, start_s, timeout_s)
+        else:
+            if not mesh.whole:  # whoever left without a word on the board
+                board.leave_out(set(mesh.others).difference(mesh.present()))
+            if board.come(number) or _finds_all_came(board, number, start_s + min(BOARD_S, timeout_s)):
+                for rank in board.sleepers(number):
+                    mesh.links[rank].tell(Kind.RELEASED, number)
+            elif not board.is_released(number):
+                _meet_by_messages(mesh, barriers, number, start_s, timeout_s)
+    except GroupError:
+        raise  # a timeout has given it up, and with a rank lost nobody goes on
+    except BaseException:
+        _give_up(mesh, barriers, number)
+        raise
     if number % LOOK_EVERY == 0:
         mesh.pump(0.0)
 
 
-def _is_seen_released(board: Board, number: int, asleep_s: float) -> bool:
-    """Wait awake until that moment, and return whether the barrier was released."""
+def _finds_all_came(board: Board, number: int, asleep_s: float) -> bool:
+    """Wait awake until that moment or the release; return whether this rank may have released it itself."""
     while not board.is_released(number):
         if time.monotonic() > asleep_s:
             return board.fall_asleep(number)
         sched_yield()
-    return True
+    return False
 
 
 def _meet_by_messages(mesh: Mesh, barriers: Barriers, number: int, start_s: float, timeout_s: float) -> None:
     now_s = time.monotonic()
     deadline_s, announce_s = start_s + timeout_s, start_s + min(ANNOUNCE_AFTER_S, timeout_s / 4)
     told = {mesh.rank}
+    mesh.pump(0.0)  # who gave this barrier up has said so, perhaps, and nobody has read it yet
     while True:
         present = mesh.present()
         slow = len(present) == 2 or now_s >= announce_s or barriers.announced >= number
@@ -150,7 +177,8 @@ def _meet_by_messages(mesh: Mesh, barriers: Barriers, number: int, start_s: floa
             if rank not in told:
                 mesh.links[rank].tell(Kind.ANNOUNCED if slow else Kind.ARRIVED, number)
                 told.add(rank)
-        if barriers.passed(present):
+        board = barriers.board
+        if barriers.passed(present) or (board is not None and board.is_released(number)):
             break
         if not mesh.whole:
             mesh.raise_if_lost(f"in barrier {number}")

@@ -6,8 +6,9 @@ integers it holds the latest barrier that was released, and of each rank the one
 one that it sleeps in.
 
 Only what goes well is settled there. A rank that has waited for a moment notes that it sleeps and waits for
-messages, and whoever comes last sends it one; what else may come of a barrier, somebody late, missing or
-gone, is told by messages, as it is between hosts.
+messages; whoever finds that all have come, the last or one that was about to sleep when another left, sends
+it one. What else may come of a barrier, somebody late, missing or gone, is told by messages, as it is between
+hosts, and who waits for those looks at the board as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import platform
 import sys
 import threading
+from collections.abc import Iterable
 
 from pgplan.distributed.memory_files import HAS_SEALED_FILES
 
@@ -64,6 +66,7 @@ class Board:
 
     def sleepers(self, number: int) -> list[int]:
         """Return the other ranks that sleep in this barrier."""
+        self._settle_order()
         asleep = self._asleep.tolist()
         return [rank for rank, slept in enumerate(asleep) if slept == number and rank != self._rank]
 
@@ -73,7 +76,12 @@ class Board:
 
     def leave(self) -> None:
         """Let no barrier wait for this rank any more."""
-        self._came[self._rank] = _ANY
+        self.leave_out([self._rank])
+
+    def leave_out(self, ranks: Iterable[int]) -> None:
+        """Let no barrier wait for these ranks, which have left and write here no more."""
+        for rank in ranks:
+            self._came[rank] = _ANY
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -82,17 +90,18 @@ class Board:
 
     def _release_if_all_came(self, number: int) -> bool:
         came = self._came.tolist()
-        # A rank further on has given this barrier up: then nobody passes it.
         if came.count(number) < self._world_size and any(its not in (number, _ANY) for its in came):
-            return False
+            # A rank further on has given this barrier up, then nobody passes it; or it has passed, as another
+            # released it between what this rank wrote and read. Then this one has to tell the sleepers, too.
+            return self._released[0] >= number
         self._released[0] = number
         return True
 
     def _settle_order(self) -> None:
         """Let the others see what was written before anything is read that comes after.
 
-        The one order that x86-64 does not keep by itself; taking a lock does. Of a rank that comes last and
-        one that falls asleep, each writes first and reads then, so that one of them sees the other.
+        The one order that x86-64 does not keep by itself; taking a lock does. Of a rank that comes last, or
+        releases, and one that falls asleep, each writes first and reads then, so that one sees the other.
         """
         with self._lock:
             pass

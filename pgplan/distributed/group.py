@@ -225,12 +225,15 @@ class StatelessProcessGroup(Membership, TensorsAsObjects):
         """Wait until every rank that has not left has come to this barrier.
 
         Args:
-            timeout: How long to wait for the others, in seconds.
+            timeout: How long to wait for the others, in seconds; ``math.inf`` for ever.
 
         Raises:
             GroupTimeoutError: Some did not come in time; every rank that waits names them. The barrier is
                 given up: a rank that comes to it later fails at once, and the next one works again.
+            GroupError: The timeout is none; then this rank has not come to any barrier.
             PeerLostError: A peer is gone.
+
+        Whatever else ends the wait, ``KeyboardInterrupt`` say, gives the barrier up as a timeout does.
         """
         self._check_open()
         meet(self._mesh, self._barriers, timeout)

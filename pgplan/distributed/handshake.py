@@ -5,7 +5,9 @@ thread can carry on any number of handshakes and none of them can hold up anothe
 
     dialler  -> hello                     version, nonce, rank, world size, clock
     acceptor -> hello, proof              HMAC over what both hellos said
-    dialler  -> proof                     the same, under another label
+    dialler  -> clock, proof              the same and the clock, under another label
+
+Clocks are compared with the message that came last: a hello may have lain in the acceptor's backlog for long.
 
 Neither looks at a hello, beyond its version, before the proof that covers it.
 """
@@ -23,9 +25,10 @@ from dataclasses import dataclass
 from pgplan.distributed.auth import Seal, answer
 from pgplan.errors import GroupError
 
-_VERSION = b"pgplan 1"
+_VERSION = b"pgplan 2"
 # version, nonce, rank, world size, monotonic clock in seconds.
 _HELLO = struct.Struct("!8s32sIId")
+_CLOCK = struct.Struct("!d")
 _PROOF_BYTES = 32
 # What is answered with where there is no token; such groups exist on loopback only and prove nothing.
 _NO_TOKEN = bytes(32)
@@ -71,8 +74,12 @@ def dial(sock: socket.socket, me: Credentials, *, peer: int) -> Handshake:
     reply = yield _HELLO.size + _PROOF_BYTES
     theirs, proof = reply[: _HELLO.size], reply[_HELLO.size :]
     _check(me, b"acceptor", mine + theirs, proof)
-    sock.sendall(_prove(me, b"dialler", mine + theirs))
-    return _member(me, theirs, mine + theirs, sends=b"dialler", receives=b"acceptor", expected=[peer])
+    offset_s = _HELLO.unpack(theirs)[-1] - time.monotonic()
+    clock = _CLOCK.pack(time.monotonic())
+    sock.sendall(clock + _prove(me, b"dialler", mine + theirs + clock))
+    return _member(
+        me, theirs, mine + theirs, offset_s, sends=b"dialler", receives=b"acceptor", expected=[peer]
+    )
 
 
 def accept(sock: socket.socket, me: Credentials) -> Handshake:
@@ -82,10 +89,14 @@ def accept(sock: socket.socket, me: Credentials) -> Handshake:
         raise RefusedError("does not speak this protocol")
     mine = _hello(me)
     sock.sendall(mine + _prove(me, b"acceptor", theirs + mine))
-    proof = yield _PROOF_BYTES
-    _check(me, b"dialler", theirs + mine, proof)
+    reply = yield _CLOCK.size + _PROOF_BYTES
+    clock, proof = reply[: _CLOCK.size], reply[_CLOCK.size :]
+    _check(me, b"dialler", theirs + mine + clock, proof)
+    offset_s = _CLOCK.unpack(clock)[0] - time.monotonic()
     others = [r for r in range(me.world_size) if r != me.rank]
-    return _member(me, theirs, theirs + mine, sends=b"acceptor", receives=b"dialler", expected=others)
+    return _member(
+        me, theirs, theirs + mine, offset_s, sends=b"acceptor", receives=b"dialler", expected=others
+    )
 
 
 def _hello(me: Credentials) -> bytes:
@@ -102,9 +113,16 @@ def _check(me: Credentials, side: bytes, transcript: bytes, proof: bytes) -> Non
 
 
 def _member(
-    me: Credentials, theirs: bytes, transcript: bytes, *, sends: bytes, receives: bytes, expected: list[int]
+    me: Credentials,
+    theirs: bytes,
+    transcript: bytes,
+    offset_s: float,
+    *,
+    sends: bytes,
+    receives: bytes,
+    expected: list[int],
 ) -> Member:
-    _, _, rank, world_size, clock_s = _HELLO.unpack(theirs)
+    _, _, rank, world_size, _ = _HELLO.unpack(theirs)
     if world_size != me.world_size:
         raise RefusedError(f"is rank {rank} of {world_size} but this is rank {me.rank} of {me.world_size}")
     if rank not in expected:
@@ -115,4 +133,4 @@ def _member(
             answer(me.token, b"key of the " + side, [me.context, transcript]) for side in (sends, receives)
         )
         seal = Seal(sending_key=sending_key, receiving_key=receiving_key)
-    return Member(rank=rank, seal=seal, clock_offset_s=clock_s - time.monotonic())
+    return Member(rank=rank, seal=seal, clock_offset_s=offset_s)

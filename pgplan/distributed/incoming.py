@@ -36,6 +36,8 @@ _READ_BYTES = 64 << 10
 # rank has a core to itself, waiting awake answers 5 to 10 us sooner; where they share cores, it costs more.
 MOMENT_S = 0.02
 _MOMENT = struct.pack("@ll", 0, round(1e6 * MOMENT_S))
+# Stands for a descriptor that this process had no room for.
+_LOST = -1
 # Plain integers: socket's own flags are enumerations, slow to combine.
 _TRUNCATED, _AT_ONCE = int(socket.MSG_CTRUNC), int(socket.MSG_DONTWAIT)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
@@ -221,8 +223,8 @@ class Incoming:
             descriptors = array.array("i")
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
             self._descriptors.extend(descriptors)
-        if flags & _TRUNCATED:
-            raise MessageError("its memory file was lost, as this process has no descriptor left")
+        if flags & _TRUNCATED:  # a read ends behind what came with a descriptor, so one alone is missing
+            self._descriptors.append(_LOST)
 
     def _parse(self, data: bytes) -> bytes:
         """Deliver the frames at the start of ``data`` and return what is left of it."""
@@ -243,7 +245,7 @@ class Incoming:
             body = None
             if body_bytes:
                 body = self._body(kind, flags, head_bytes, body_bytes)
-                if flags & HEAD_IN_BODY:
+                if flags & HEAD_IN_BODY and body is not None:
                     head = body[body_bytes - head_bytes :]
             sent_s -= self._clock_offset_s
             parcel = _new_tuple(Parcel, (kind, number, sent_s, head, body, inline_bytes + body_bytes))
@@ -267,8 +269,11 @@ class Incoming:
             f"{self._max_bytes:,} here; give every rank the same limit"
         )
 
-    def _body(self, kind: int, flags: int, head_bytes: int, body_bytes: int) -> memoryview:
-        """Return the body that came as a file, or room for the one that follows in the stream."""
+    def _body(self, kind: int, flags: int, head_bytes: int, body_bytes: int) -> memoryview | None:
+        """Return the body that came as a file, or room for the one that follows in the stream.
+
+        Without a board a group goes on by messages, so there is none where this process cannot hold it.
+        """
         if flags & HEAD_IN_BODY and head_bytes > body_bytes:
             raise MessageError("a frame's body is smaller than the head that it should hold")
         if not flags & BODY_IN_FILE:
@@ -277,8 +282,15 @@ class Incoming:
             return memoryview(bytearray(body_bytes))
         if not self._descriptors:
             raise MessageError("a frame speaks of a memory file that did not come with it")
-        opened = open_shared_file if kind == Kind.BOARD else open_file
-        return opened(self._descriptors.popleft(), body_bytes)
+        descriptor = self._descriptors.popleft()
+        if kind == Kind.BOARD:
+            try:
+                return None if descriptor == _LOST else open_shared_file(descriptor, body_bytes)
+            except MessageError:  # for want of a second descriptor, say
+                return None
+        if descriptor == _LOST:
+            raise MessageError("its memory file was lost, as this process has no descriptor left")
+        return open_file(descriptor, body_bytes)
 
     def _finish(self, parcel: Parcel) -> bool:
         """Deliver the frame if its body is whole; keep it as the one under way otherwise."""
@@ -294,7 +306,8 @@ class Incoming:
     def close(self) -> None:
         """Give back what arrived and was never taken."""
         while self._descriptors:
-            os.close(self._descriptors.popleft())
+            if (descriptor := self._descriptors.popleft()) != _LOST:
+                os.close(descriptor)
         for parcels in self._inbox:
             parcels.clear()
         self._partial = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -11,6 +12,7 @@ from pgplan.distributed.barrier import Barriers
 from pgplan.distributed.exchange import Exchange, Limits
 from pgplan.distributed.link import Link
 from pgplan.distributed.mesh import Mesh, name_ranks
+from pgplan.distributed.outgoing import WRITER
 from pgplan.distributed.wire import Parcel
 from pgplan.errors import GroupError, GroupTimeoutError
 
@@ -45,7 +47,7 @@ class Membership:
             barriers.note(peer, parcel)
         self._closed = False
         self._ranks = range(world_size)  # that can be named to this group: none once it is closed
-        self._finalizer = weakref.finalize(self, self._mesh.leave)
+        self._finalizer = weakref.finalize(self, _leave, self._mesh)
         self._finalizer.atexit = False  # the mesh sees to that itself, and knows why the program ends
 
     def descriptors(self) -> dict[int, int]:
@@ -79,7 +81,7 @@ class Membership:
         if self._closed:
             return
         self._end()
-        self._barriers.close(orderly=True)
+        self._barriers.close(orderly=self._mesh.is_here)
         if short := self._mesh.leave(linger_s=self.store_timeout):
             raise GroupTimeoutError(
                 f"rank {self.rank} left after {self.store_timeout:g} s with messages that found no room at "
@@ -115,3 +117,11 @@ class Membership:
         """Raise GroupError, as ``rank``, the argument of this name, is none of an open group's."""
         self._check_open()
         raise GroupError(f"{name} must be a rank from 0 to {self.world_size - 1}, but is {rank}")
+
+
+def _leave(mesh: Mesh) -> None:
+    """Leave a group that was collected: in whichever thread that happens, one that writes for it perhaps."""
+    if threading.current_thread().name == WRITER:
+        threading.Thread(target=mesh.leave, name="pgplan-leaver", daemon=True).start()
+    else:
+        mesh.leave()

@@ -1,7 +1,7 @@
 """Wait on the links of one rank.
 
 Every wait is on one ``epoll`` over all links; one for a single peer listens to that peer alone for a moment
-before (``Incoming.receive``), and nothing else in the metadata plane ever blocks. A wait ends when what it
+before (``Incoming.hear``), and nothing else in the metadata plane ever blocks. A wait ends when what it
 waits for is there, at its limit, or as soon as any peer is lost: a group that has lost a member cannot finish
 what it is about, and the ranks that do not talk to the dead one should learn its name too, not that of the
 next one to fail.
@@ -10,6 +10,7 @@ next one to fail.
 from __future__ import annotations
 
 import atexit
+import os
 import select
 import sys
 import time
@@ -24,6 +25,8 @@ from pgplan.errors import PeerLostError
 # that go in step answer sooner. With more ranks than cores it pays as well: a rank that yields its core lets
 # the others get on, and who sends to it need not wake it.
 AWAKE_S = 100e-6
+# The longest sleep in one go: what waits for longer, for ever perhaps, sleeps again.
+LONGEST_S = 3600.0
 # How long the exit of an interpreter may wait for messages that its peers have no room for.
 EXIT_LINGER_S = 30.0
 _open: set[Mesh] = set()
@@ -48,6 +51,7 @@ class Mesh:
         self.links = dict(links)
         self.rank = rank
         self.whole = True
+        self._process = os.getpid()
         self._epoll = select.epoll()
         self._most_events = max(1, len(self.links))
         self._by_descriptor = {link.socket.fileno(): link for link in self.links.values()}
@@ -61,6 +65,11 @@ class Mesh:
     def present(self) -> list[int]:
         """Return the ranks that have not left, in order, this one among them."""
         return self._present
+
+    @property
+    def is_here(self) -> bool:
+        """Tell whether this process made it, and not one that it was forked from."""
+        return self._process == os.getpid()
 
     def raise_if_lost(self, doing: str) -> None:
         """Raise PeerLostError if any peer is lost, naming all that are."""
@@ -86,7 +95,7 @@ class Mesh:
             sched_yield()
             if events := self._epoll.poll(0.0, self._most_events):
                 return events
-        return self._epoll.poll(max(0.0, timeout_s - AWAKE_S), self._most_events)
+        return self._epoll.poll(min(max(0.0, timeout_s - AWAKE_S), LONGEST_S), self._most_events)
 
     def part(self, link: Link) -> None:
         """Do without a peer that has left or is lost, as its link's ``receive`` tells."""
@@ -125,6 +134,9 @@ class Mesh:
         Returns:
             The ranks that did not get everything.
         """
+        if not self.is_here:
+            self.abandon()
+            return []
         for link in self.links.values():
             link.tell(Kind.GOODBYE, content=reason.encode())
         deadline_s = time.monotonic() + linger_s
@@ -142,6 +154,13 @@ class Mesh:
             for r, link in self.links.items()
             if not link.left and not link.lost and link.undelivered_bytes()
         ]
+
+    def abandon(self) -> None:
+        """Let go of what a fork left here of another process's group, without a trace for that process."""
+        _open.discard(self)
+        self._epoll.close()
+        for link in self.links.values():
+            link.socket.close()
 
     def close(self) -> None:
         """Close every link."""

@@ -25,6 +25,8 @@ from pgplan.distributed.wire import Message
 if TYPE_CHECKING:
     from pgplan.distributed.auth import Seal
 
+# The name of the threads that write queues out.
+WRITER = "pgplan-writer"
 # How long the thread rests when the kernel holds too many descriptors under way to take one more.
 _RETRY_S = 0.005
 _TCP_UNACKNOWLEDGED = 0x5411  # SIOCOUTQ of Linux
@@ -48,7 +50,8 @@ class Outgoing:
         if self._passes_files:  # TCP tunes itself, unless told
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._seal = seal
-        self._lock = threading.Lock()
+        # The collector may end a forgotten group in the very thread that writes its queue.
+        self._lock = threading.RLock()
         self._queue: deque[tuple[memoryview, int | None]] = deque()
         self._thread: threading.Thread | None = None
 
@@ -114,7 +117,7 @@ class Outgoing:
         """Leave what the socket did not take to the thread; the lock is held."""
         self._queue.append((data, descriptor))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._drain, name="pgplan-writer", daemon=True)
+            self._thread = threading.Thread(target=self._drain, name=WRITER, daemon=True)
             self._thread.start()
 
     def _take(self, parts: list[bytes | memoryview], descriptor: int | None) -> int:
@@ -186,5 +189,5 @@ class Outgoing:
             thread = self._thread
         with contextlib.suppress(OSError):  # the peer may have been faster
             self._socket.shutdown(socket.SHUT_RDWR)
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():
             thread.join()

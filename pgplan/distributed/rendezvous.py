@@ -52,6 +52,9 @@ class Rendezvous:
             "go": {},
         }
         self._came = {me.rank}
+        # Whom this rank dials, and where; whether it has told rank 0 that all of its links stand.
+        self._called: dict[int, list[tuple[socket.AddressFamily, Any]]] = {}
+        self._is_ready = False
 
     # The two parts ---------------------------------------------------------------------------------------
 
@@ -75,18 +78,18 @@ class Rendezvous:
         found = resolve(host, port)
         for _, address in found:
             check_address(address, has_token=self._me.token is not None)
-        self._board.call(0, found)
-        self._until(lambda: 0 in self.links)
-        # Where rank 0 is reached from, the others can be reached from too.
-        self._listener = self._listener or self._listen(self.links[0].socket.getsockname()[0], 0)
-        self._tell("address", list(self._listener.getsockname()[:2]), only=0)
+        self._call(0, found)
         self._until(lambda: bool(self._heard["connect"]))
         invitation = self._heard["connect"][0]
         self._board.me = replace(self._me, context=invitation["group"])
+        assert self._listener is not None  # made when rank 0 was reached
         self._board.listen(self._listener)
         for rank in range(1, self._me.rank):
-            self._board.call(rank, resolve(*invitation["addresses"][rank]))
-        self._until(lambda: len(self.links) == self._me.world_size - 1)
+            self._call(rank, resolve(*invitation["addresses"][rank]))
+        while not self._is_ready:
+            self._until(lambda: len(self.links) == self._me.world_size - 1)
+            self._board.serve(time.monotonic())  # a call that was dropped meanwhile is heard of now
+            self._is_ready = len(self.links) == self._me.world_size - 1
         self._tell("ready", True, only=0)
         self._until(lambda: bool(self._heard["go"]))
 
@@ -127,6 +130,10 @@ class Rendezvous:
         if self._me.rank == 0:
             self._came.add(member.rank)
             self._tell("came", sorted(self._came))
+        elif member.rank == 0:
+            # Where rank 0 is reached from, the others can be reached from too.
+            self._listener = self._listener or self._listen(sock.getsockname()[0], 0)
+            self._tell("address", list(self._listener.getsockname()[:2]), only=0)
         return ""
 
     def _take(self, rank: int, parcel: Parcel) -> None:
@@ -140,13 +147,29 @@ class Rendezvous:
         """Take in what a member says."""
         if link.receive():
             return
+        if link.left:  # in order, and so after everybody was let go; what it said before can be read
+            self._board.forget(link.socket)
+            return
         if self._me.rank == 0 and not self._heard["connect"]:
             # It may come again: until the addresses are given out nothing depends on it.
-            self._board.forget(link.socket)
             self._heard["address"].pop(link.rank, None)
-            self.links.pop(link.rank).close()
+            self._lose(link)
+            return
+        if link.rank in self._called and not self._is_ready and link.rank not in self._heard["came"]:
+            # It had dropped the call, as this rank was slow to prove itself, and had not made it a link.
+            self._lose(link)
+            self._board.call(link.rank, self._called[link.rank])
             return
         raise PeerLostError(f"rank {link.rank} left while the group was made: {link.lost or 'it closed'}")
+
+    def _lose(self, link: Link) -> None:
+        """Do without a link, until another takes its place."""
+        self._board.forget(link.socket)
+        self.links.pop(link.rank).close()
+
+    def _call(self, rank: int, found: list[tuple[socket.AddressFamily, Any]]) -> None:
+        self._called[rank] = found
+        self._board.call(rank, found)
 
     def _note(self, rank: int, what: str, content: Any) -> None:
         if what == "fail":

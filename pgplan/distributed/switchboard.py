@@ -17,6 +17,8 @@ from pgplan.distributed.handshake import Credentials, Handshake, Member, Refused
 HANDSHAKE_S = 0.5
 MAX_HANDSHAKES = 256
 _REDIAL_S = 0.02
+# The longest wait in one go, so that a deadline may be as far as anybody likes.
+_LONGEST_S = 3600.0
 
 
 @dataclass(kw_only=True)
@@ -57,8 +59,9 @@ class Switchboard:
             self._dial(peer)
         limits = [c.deadline_s for c in self._conversations.values()]
         wake_s = min([deadline_s, *limits, *self._redial_s.values()])
-        for key, _ in self._selector.select(max(0.0, wake_s - time.monotonic())):
-            key.data()
+        for key, _ in self._selector.select(min(max(0.0, wake_s - time.monotonic()), _LONGEST_S)):
+            if key.fileobj in self._selector.get_map():  # else one before it has ended this one
+                key.data()
 
     def watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
         """Call ``on_readable`` whenever something has arrived on ``sock``."""
@@ -88,9 +91,9 @@ class Switchboard:
             sock, _ = listener.accept()
         except OSError:  # the caller has hung up, or this process has no descriptor left for it
             return
-        if len(self._conversations) >= MAX_HANDSHAKES:
-            sock.close()
-            return
+        callers = [c for c in self._conversations.values() if c.peer is None]
+        if len(callers) >= MAX_HANDSHAKES:  # the oldest: a member proves itself long before so many have come
+            self._end(callers[0], "said too little while too many others called")
         self._converse(sock, accept(sock, self.me), peer=None)
 
     def _dial(self, peer: int) -> None:

@@ -102,6 +102,7 @@ class LatentAttention:
         keys = torch.cat((up[..., : self.nope], shared), -1)
         # Fused kernels want values as wide as keys.
         values = F.pad(up[..., self.nope :], (0, spec.head_dim - spec.v_head_dim))
+        del up  # copied; with 128 heads it is a quarter of what a chunk needs
         out = causal_attention(*(part.transpose(1, 2) for part in (query, keys, values)))
         return out[..., : spec.v_head_dim].transpose(1, 2)
 
