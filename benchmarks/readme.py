@@ -241,6 +241,9 @@ def verification_tables(result: dict[str, Any]) -> Iterator[str]:
     yield "\nWhat each tier is worth: the same stages predicted from the data sheet, from the *other* models'"
     yield "layers, and from their own:\n"
     yield from verify_table.tiers_table(result, row)
+    yield "\nModels that no calibration holds and no rate was fitted to, planned before they ran with the one"
+    yield "that ships; stage by stage on one H200:\n"
+    yield from verify_table.unseen_table(result, row)
     yield ""
 
 

@@ -59,6 +59,7 @@ def summarise(out: Path, calibration: str | None) -> dict[str, Any]:
             print(f"\n{name}: calibrated on {UNITS[name]}")
             units[name] = {"misses": print_misses(others), "gains": print_gains(others)}
             elsewhere += others.values()
+    unseen = [unseen_row(document.record) for document in load(out / "unseen").values() if document.record]
     shared = [document for document in documents.values() if tp_size_of(document) > 1]
     again = {
         name: planned_again(of, find_calibration(calibration))
@@ -73,7 +74,29 @@ def summarise(out: Path, calibration: str | None) -> dict[str, Any]:
             f"{100 * row['nine_tenths']:5.1f} %, from {100 * row['least']:+6.1f} "
             f"to {100 * row['most']:+6.1f} %, promise kept {row['kept']}"
         )
-    return {"misses": misses, "gains": gains, "tiers": tiers, "units": units, "again": again}
+    found = {"misses": misses, "gains": gains, "tiers": tiers, "units": units, "again": again}
+    return found | {"unseen": unseen}
+
+
+def unseen_row(record: Verification) -> dict[str, Any]:
+    """Return by how much the stages of a model that nothing was fitted to missed their plan, as planned."""
+    plan = record.plan
+    misses: dict[str, list[float]] = {}
+    for item in record.comparisons:
+        misses.setdefault(item.quantity, []).append(item.ratio - 1)
+    ranges = {
+        name: [min(misses[name]), max(misses[name])]
+        for name in ("weight_bytes", "process_bytes", "prefill_s", "decode_s")
+    }
+    return {
+        "model": plan.model.name,
+        "parameters": plan.model.parameters,
+        "dtype": plan.model.dtype,
+        "pp_size": plan.pp_size,
+        "tier": plan.tier,
+        "promised": max(stage.time_error for stage in plan.stages),
+        **ranges,
+    }
 
 
 def print_misses(documents: dict[str, Document]) -> dict[str, dict[str, float]]:

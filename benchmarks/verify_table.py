@@ -104,6 +104,26 @@ def gains_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
             )
 
 
+def unseen_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
+    yield "| model | stages | tier, promise | weights | process | prefill chunk | decode step |"
+    yield "|---|---|---|---|---|---|---|"
+    for found in sorted(summary["unseen"], key=lambda found: -found["parameters"]):
+        columns = []
+        for name in ("weight_bytes", "process_bytes", "prefill_s", "decode_s"):
+            least, most = found[name]
+            broken = name.endswith("_s") and max(-least, most) > found["promised"]
+            same = percent(least, sign=True) == percent(most, sign=True)
+            text = percent(least, sign=True) if same else f"{100 * least:+.1f} to {percent(most, sign=True)}"
+            columns.append(text + (" **broken**" if broken else ""))
+        half = ", fp16" if found["dtype"] == "float16" else ""
+        yield row(
+            f"{found['model']} ({found['parameters'] / 1e9:.0f}B{half})",
+            found["pp_size"],
+            f"`{found['tier']}`, {100 * found['promised']:.0f} %",
+            *columns,
+        )
+
+
 def units_table(summary: dict[str, Any], row: Row) -> Iterator[str]:
     yield "| calibration | stages | prefill, from / to | decode, from / to |"
     yield "|---|---|---|---|"
