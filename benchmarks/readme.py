@@ -141,7 +141,8 @@ def metadata_table(result: dict[str, Any]) -> Iterator[str]:
         cells = []
         for n, goal in zip(ranks, goals, strict=True):
             faster = ratios[operation, size, n, "pgplan sockets"]
-            cells.append(f"{faster:.1f}{verdict(faster, goal, least=True) if goal else ''}")
+            missed = verdict(faster, goal, least=True) if goal else ""
+            cells.append(f"{faster:.2f}{missed}" if missed else f"{faster:.1f}")
         wanted = " / ".join(f"{goal:g}" if goal else "-" for goal in goals)
         yield row(f"{operation} {size}", *cells, wanted)
     about = f"{result['machine']}, Python {result['versions']['python']}, {result['date']}"
