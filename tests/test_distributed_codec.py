@@ -244,6 +244,13 @@ def test_references_outside_the_body_are_refused() -> None:
             decode(head, short)
 
 
+def test_a_small_message_does_not_make_room_for_a_large_array() -> None:
+    # Numpy gives each element of a type without bytes one byte: 64 GiB here.
+    inner = msgpack.packb(["|S0", [1 << 36], "C", b""])
+    with pytest.raises(MessageError, match="holds no bytes for an array"):
+        decode(msgpack.packb(msgpack.ExtType(7, inner)))
+
+
 def test_forged_arrays_are_refused() -> None:
     for descr, shape in [("|O", (1,)), ("<f8", (3,)), ("<f8", (-1,)), ("nonsense", (1,))]:
         inner, _ = encode([descr, shape, "C", bytes(8)])

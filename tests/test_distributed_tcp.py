@@ -98,6 +98,7 @@ def test_a_token_that_is_short_or_lies_open_is_refused(tmp_path: Path) -> None:
     [
         ("0.0.0.0", TOKEN, "every interface"),
         ("::", TOKEN, "every interface"),
+        ("::ffff:0.0.0.0", TOKEN, "every interface"),
         ("192.0.2.1", None, "without a token a group uses loopback only"),
         ("192.0.2.1", TOKEN, "cannot listen at 192.0.2.1"),
         ("no.such.host.invalid", TOKEN, "has no address"),

@@ -248,10 +248,9 @@ def _elementwise_bytes(model: ModelSpec, layer: LayerSpec, batch: Batch, tp_size
 
     Two fused residual-norms read and write two streams each (8 h), rotary reads and writes what it turns
     (2 per projected element), keys and values are read and written into the cache, the activation reads gate
-    and up and writes their product (3 I). What each of
-    its experts made of a token is read again to be summed (k h), shared experts are added to that (3 h). Of
-    latents, keys are put together from two parts and values widened to their width (read and written).
-    Inputs of products in fewer bits are read and written rounded.
+    and up and writes their product (3 I). What each of its experts made of a token is read again to be summed
+    (k h), shared experts are added to that (3 h). Of latents, keys are put together from two parts and values
+    widened to their width (read and written). Inputs of products in fewer bits are read and written rounded.
     """
     rotated = activated = 0
     for weight in layer.weights:

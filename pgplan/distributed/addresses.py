@@ -34,6 +34,7 @@ def check_address(address: Any, *, has_token: bool) -> None:
     All interfaces at once are never right; beyond loopback a token is required.
     """
     ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
     if ip.is_unspecified:
         raise GroupError(
             f"{ip} means every interface of the host; give the one address where the others reach rank 0"

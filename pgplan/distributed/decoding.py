@@ -83,6 +83,8 @@ def _rebuild_array(decoder: Decoder, content: Any) -> Any:
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != raw.nbytes:
         raise MessageError(f"a message holds {raw.nbytes} bytes for an array {dtype} of shape {shape}")
     if not raw.nbytes:
+        if math.prod(shape):  # elements of no bytes, which numpy would give one each
+            raise MessageError(f"a message holds no bytes for an array {dtype} of shape {shape}")
         return np.empty(shape, dtype)
     return np.frombuffer(raw, dtype).reshape(shape, order=order)
 
